@@ -1,0 +1,1 @@
+"""Code-integrated reasoning with reinforcement learning, in JAX."""

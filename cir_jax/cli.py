@@ -1,0 +1,131 @@
+"""Command line: cir-jax train | eval | export-hf | train-tokenizer."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cir_jax import config as configs
+from cir_jax.config import ConfigError
+
+# Exit codes: 2 is also argparse's own; 130 is a shell's for SIGINT.
+EXIT_CONFIG = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except ConfigError as error:
+        print(f"cir-jax: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        print("cir-jax: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cir-jax", description="Train and evaluate code-integrated reasoning."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train as a config says",
+        description="Trains as CONFIG says and prints the run directory last.",
+        epilog="keys of a config, each with its default and meaning:\n" + configs.describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", metavar="CONFIG", help="TOML file of the run")
+    _add_overrides(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a run's newest checkpoint on the held-out problems",
+        description="Evaluates the newest checkpoint of RUN_DIR and prints its table row.",
+    )
+    evaluate.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    _add_overrides(evaluate)
+    evaluate.set_defaults(run=_eval)
+
+    export = commands.add_parser(
+        "export-hf",
+        help="write a run's newest weights for transformers",
+        description="Writes the newest checkpoint of RUN_DIR as a Hugging Face directory OUT.",
+    )
+    export.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    export.add_argument("out", metavar="OUT", type=Path)
+    export.set_defaults(run=_export)
+
+    tokenizer = commands.add_parser(
+        "train-tokenizer",
+        help="train the small tokenizer on a config's demonstrations",
+        description="Trains a byte-level BPE tokenizer of model.vocab_size tokens on the texts "
+        "of the config's demonstrations and writes it to OUT.",
+    )
+    tokenizer.add_argument("config", metavar="CONFIG")
+    tokenizer.add_argument("out", metavar="OUT", type=Path)
+    _add_overrides(tokenizer)
+    tokenizer.set_defaults(run=_train_tokenizer)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="override of a config key; the value as in TOML, bare text is a string",
+    )
+
+
+# jax and everything on it is imported after the config has been read: a bad config fails at once.
+
+
+def _train(args: argparse.Namespace) -> int:
+    cfg = configs.load(args.config, args.overrides)
+    from cir_jax.train.display import Display
+    from cir_jax.train.loop import Interrupted, train
+
+    display = Display()
+    try:
+        run_dir = train(cfg, display)
+    except Interrupted:
+        display.note("stopped; the state is saved: the same command with resume=true goes on")
+        return EXIT_INTERRUPTED
+    print(run_dir)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from cir_jax.train import loop
+    from cir_jax.train.display import Display
+
+    cfg = configs.override(loop.load_run(args.run_dir), args.overrides)
+    display = Display()
+    loop.evaluate_run(cfg, args.run_dir, display)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from cir_jax.train import loop
+
+    loop.export_run(loop.load_run(args.run_dir), args.run_dir, args.out)
+    print(args.out)
+    return 0
+
+
+def _train_tokenizer(args: argparse.Namespace) -> int:
+    cfg = configs.load(args.config, args.overrides)
+    from cir_jax.train.sft import train_tokenizer
+
+    train_tokenizer(cfg, args.out)
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Task kinds: problem number i of a split, as a pure function of (task, split, i).
+
+Arithmetic from reasoning-gym and arithmetic in words. Splits never share a question: a hash of
+the question's text says which of sft, rl and eval it belongs to.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+from cir_jax.records import Problem
+
+Split = Literal["sft", "rl", "eval"]
+
+# Candidates tried per problem; the rarest split takes one in ten.
+_CANDIDATES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """needs_code: a small model cannot get it right by text alone.
+
+    candidate(i): question, answer and metadata of the i-th draw.
+    """
+
+    needs_code: bool
+    candidate: Callable[[int], tuple[str, str, dict[str, Any]]]
+    verifier: Literal["math", "gym"]
+
+
+def problem(task_name: str, split: Split, index: int) -> Problem:
+    """Problem number `index` of a split; any index, in any order."""
+    task = TASKS[task_name]
+    for attempt in range(_CANDIDATES):
+        question, answer, metadata = task.candidate(index * _CANDIDATES + attempt)
+        if split_of(question) == split:
+            break
+    else:
+        raise RuntimeError(f"{task_name}: no {split} question near index {index}")
+    return Problem(
+        problem_id=f"{task_name}/{split}/{index}",
+        task=task_name,
+        question=question,
+        answer=answer,
+        verifier=task.verifier,
+        needs_code=task.needs_code,
+        metadata=metadata,
+    )
+
+
+def split_of(question: str) -> Split:
+    """eval for one question in ten; the others half sft, half rl."""
+    byte = hashlib.blake2b(question.encode(), digest_size=2).digest()
+    share = int.from_bytes(byte, "big") / 65536
+    return "eval" if share < 0.1 else "sft" if share < 0.55 else "rl"
+
+
+def _gym(name: str, needs_code: bool, **parameters: Any) -> Task:
+    @functools.cache
+    def dataset():
+        import reasoning_gym
+
+        return reasoning_gym.create_dataset(name, seed=0, size=2**48, **parameters)
+
+    def candidate(index: int) -> tuple[str, str, dict[str, Any]]:
+        entry = dataset()[index]
+        return entry["question"], entry["answer"], entry["metadata"]
+
+    return Task(needs_code, candidate, "gym")
+
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def number_words(n: int) -> str:
+    """English words of 0 <= n < 10,000, no hyphens."""
+    if n < 20:
+        return _ONES[n]
+    for unit, name in ((1000, "thousand"), (100, "hundred")):
+        if n >= unit:
+            rest = f" {number_words(n % unit)}" if n % unit else ""
+            return f"{number_words(n // unit)} {name}{rest}"
+    return _TENS[n // 10 - 2] + (f" {_ONES[n % 10]}" if n % 10 else "")
+
+
+Drawn = tuple[str, int, list[int]]  # question, answer, operands
+
+
+def _words(name: str, needs_code: bool, draw: Callable[[random.Random], Drawn]) -> Task:
+    def candidate(index: int) -> tuple[str, str, dict[str, Any]]:
+        question, answer, operands = draw(random.Random(f"{name}:{index}"))
+        return question, str(answer), {"operands": operands}
+
+    return Task(needs_code, candidate, "math")
+
+
+def _larger(rng: random.Random) -> Drawn:
+    a, b = rng.sample(range(10, 100), 2)
+    return f"Which is larger, {number_words(a)} or {number_words(b)}?", max(a, b), [a, b]
+
+
+def _spelled(rng: random.Random) -> Drawn:
+    n = rng.randrange(100, 10000)
+    return f"Write {number_words(n)} in digits.", n, [n]
+
+
+def _times(rng: random.Random) -> Drawn:
+    a, b = rng.randrange(12, 100), rng.randrange(12, 100)
+    question = f"A box holds {number_words(a)} pens. How many pens do {number_words(b)} boxes hold?"
+    return question, a * b, [a, b]
+
+
+TASKS: dict[str, Task] = {
+    # Text suffices.
+    "sum": _gym("chain_sum", False, min_terms=2, max_terms=2, min_digits=1, max_digits=2),
+    "larger": _words("larger", False, _larger),
+    "spelled": _words("spelled", False, _spelled),
+    # Only code is reliable.
+    "chain": _gym("chain_sum", True, min_terms=4, max_terms=4, min_digits=2, max_digits=3),
+    "product": _gym("products", True, min_terms=2, max_terms=2, min_digits=2, max_digits=3),
+    "lcm": _gym("lcm", True, min_value=11, max_value=99),
+    "bits": _gym("count_bits", True, min_n=1000, max_n=99999),
+    "primes": _gym("count_primes", True, min_n=10, max_n=999),
+    "times": _words("times", True, _times),
+}

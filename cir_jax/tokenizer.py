@@ -1,0 +1,158 @@
+"""A Hugging Face tokenizer as the engine needs it: ids, bytes of each token, fence strings.
+
+Text is encoded in separate stretches (prompt, each model turn, each tool output) and never
+re-encoded: what was sampled stays as sampled.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+FENCE_OPEN = "```python"
+FENCE_CLOSE = "```"
+END_OF_TEXT = "<|endoftext|>"
+
+# Qwen2.5's added tokens, in the order of their ids.
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+)
+
+
+def put_back_text(result: str, trailing: str) -> str:
+    """What follows a call's closing fence (SPEC of CIR: an output block).
+
+    trailing: characters that the closing token carried past the fence. The sampled token stays
+    as sampled; if it already brought the newline, the output block does not bring another.
+    """
+    block = f"\n```output\n{result}\n```\n"
+    return block.removeprefix("\n") if trailing.endswith("\n") else block
+
+
+class Tokenizer:
+    """Byte-level BPE tokenizer loaded through transformers."""
+
+    def __init__(self, directory: str | Path):
+        # transformers reads these when it is imported; a local directory needs no hub.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from transformers import AutoTokenizer
+
+        self.directory = Path(directory)
+        self._hf = AutoTokenizer.from_pretrained(str(directory))
+        self.size = len(self._hf)
+        self.eos_id = self._hf.convert_tokens_to_ids(END_OF_TEXT)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; the names of special tokens in it are ordinary characters."""
+        return self._hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of ids; padding rows of an embedding table beyond the tokenizer's size are empty."""
+        table = self.token_bytes
+        joined = b"".join(table[i] for i in map(int, ids) if i < self.size)
+        return joined.decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id stands for; a special token stands for its name."""
+        special = set(self._hf.all_special_ids) | set(self._hf.added_tokens_decoder)
+        char_byte = {char: byte for byte, char in _byte_chars().items()}
+        table = []
+        for i, token in enumerate(self._hf.convert_ids_to_tokens(list(range(self.size)))):
+            if token is None:
+                table.append(b"")
+            elif i in special:
+                table.append(token.encode())
+            else:
+                table.append(bytes(char_byte[c] for c in token))
+        return table
+
+
+@functools.cache
+def _byte_chars() -> dict[int, str]:
+    """Printable stand-ins for the 256 bytes, as in GPT-2's byte-level BPE."""
+    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    chars = {b: chr(b) for b in keep}
+    rest = [b for b in range(256) if b not in chars]
+    return chars | {b: chr(256 + n) for n, b in enumerate(rest)}
+
+
+def train_bpe(texts: Iterable[str], size: int, directory: str | Path) -> None:
+    """Trains a byte-level BPE tokenizer of Qwen2.5's class and special tokens and saves it.
+
+    size: tokens in all. Words that do not recur in the texts stay split into bytes.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+
+    # Qwen2.5's split: words with a leading space, single digits, punctuation with newlines.
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(SPECIAL_TOKENS),
+        min_frequency=3,
+        initial_alphabet=sorted(_byte_chars().values()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.model.save(str(directory))
+    first = backend.get_vocab_size()
+    added = {
+        str(first + n): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        for n, token in enumerate(SPECIAL_TOKENS)
+    }
+    config = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "model_max_length": 32768,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")

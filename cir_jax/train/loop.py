@@ -1,0 +1,416 @@
+"""The run from top to bottom: random weights -> cold start -> reinforcement learning."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cir_jax import config as configs
+from cir_jax import mesh as meshes
+from cir_jax import metrics
+from cir_jax.config import Config, ConfigError
+from cir_jax.data import pipeline
+from cir_jax.evals.codestats import code_stats
+from cir_jax.evals.suite import Evaluation, evaluate, grade
+from cir_jax.models import hf, qwen
+from cir_jax.records import Author, Score, Trajectory
+from cir_jax.reward.score import Grader
+from cir_jax.rl.advantage import ADVANTAGES
+from cir_jax.rl.batch import Sequence1D, TrainBatch, max_micro, pack
+from cir_jax.rollout.engine import Engine
+from cir_jax.sandbox.limits import Limits
+from cir_jax.sandbox.pool import Sandbox
+from cir_jax.tokenizer import Tokenizer
+from cir_jax.train.checkpoint import Checkpoints, Place
+from cir_jax.train.display import Display
+from cir_jax.train.sft import SFTData
+from cir_jax.train.state import (
+    TrainState,
+    abstract_state,
+    init_params,
+    init_state,
+    make_optimizer,
+)
+from cir_jax.train.step import make_update, old_logprobs, rl_loss_fn, sft_loss_fn
+
+CONFIG_FILE = "config.json"
+# The table's rows, by the phase that is about to begin.
+STAGES = {"sft": "before SFT", "rl": "after SFT", "done": "after RL"}
+_SFT_PER_RECORD = 20  # SFT steps per line of metrics.jsonl.
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the state is saved, `resume=true` goes on from there."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What every phase of a run uses."""
+
+    cfg: Config
+    dir: Path
+    mesh: Mesh
+    tokenizer: Tokenizer
+    sandbox: Sandbox
+    grader: Grader
+    engine: Engine
+    checkpoints: Checkpoints
+    writer: metrics.MetricsWriter
+    display: Display
+    stop: bool = False
+
+    def save(self, state: TrainState, phase: str, step: int) -> None:
+        number = step if phase == "sft" else self.cfg.sft.steps + step + 1
+        self.checkpoints.save(number, state, Place(phase, step, self.writer.sizes()))
+
+    def save_if_due(self, state: TrainState, phase: str, step: int) -> None:
+        """Saves every so many steps, and when asked to stop (then raises Interrupted)."""
+        if step % self.cfg.checkpoint.every == 0 or self.stop:
+            self.save(state, phase, step)
+        if self.stop:
+            raise Interrupted
+
+    def evaluate(self, params: qwen.Params) -> Evaluation:
+        """One greedy response to each held-out problem."""
+        return evaluate(
+            self.engine,
+            self.grader,
+            self.tokenizer,
+            params,
+            pipeline.eval_problems(self.cfg.data.tasks, self.cfg.eval.num_problems),
+            max_calls=configs.eval_max_calls(self.cfg),
+        )
+
+    def record_stage(self, params: qwen.Params, phase: str, step: int) -> None:
+        """Evaluates, and writes the table's row."""
+        self.display.note(f"evaluating {STAGES[phase]} ...")
+        result = self.evaluate(params)
+        by_task = {f"accuracy/{task}": value for task, value in result.by_task.items()}
+        row = {"stage": STAGES[phase]} | result.summary | by_task
+        row |= metrics.reason_counts(result.scores)
+        self.writer.write("eval", step, row, {"wall_s": result.stats.wall_s})
+
+
+@contextlib.contextmanager
+def open_run(cfg: Config, run_dir: Path, display: Display) -> Iterator[Run]:
+    """Starts workers and engine; on the way out waits for saves and ends the workers."""
+    with contextlib.ExitStack() as stack:
+        # Workers first: they are processes of their own and start while jax comes up.
+        limits = Limits(timeout_s=cfg.sandbox.timeout_s, memory_bytes=cfg.sandbox.memory_bytes)
+        sandbox = stack.enter_context(Sandbox(limits, num_workers=cfg.sandbox.num_workers))
+        grader = stack.enter_context(
+            Grader(num_workers=cfg.reward.num_workers, timeout_s=cfg.reward.timeout_s)
+        )
+        mesh = meshes.make_mesh(cfg.mesh)
+        stack.enter_context(jax.set_mesh(mesh))
+        tokenizer = Tokenizer(configs.asset_dir(cfg.tokenizer))
+        if tokenizer.size > cfg.model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size={cfg.model.vocab_size}: less than the tokenizer's "
+                f"{tokenizer.size}"
+            )
+        engine = Engine(
+            cfg.model,
+            cfg.rollout,
+            tokenizer,
+            sandbox,
+            template=cfg.data.template,
+            max_prompt_tokens=cfg.data.max_prompt_tokens,
+            seed=cfg.seed,
+        )
+        checkpoints = Checkpoints(run_dir, cfg.checkpoint.keep)
+        stack.callback(checkpoints.close)
+        stack.callback(display.end)
+        writer = metrics.MetricsWriter(run_dir)
+        run = Run(
+            cfg,
+            run_dir,
+            mesh,
+            tokenizer,
+            sandbox,
+            grader,
+            engine,
+            checkpoints,
+            writer,
+            display,
+        )
+        with _stop_on_signal(run):
+            yield run
+
+
+def train(cfg: Config, display: Display) -> Path:
+    """Trains as the config says and returns the run directory.
+
+    Raises Interrupted after a signal, with the state saved.
+    """
+    run_dir = find_run_dir(cfg)
+    display.note(f"run directory: {run_dir}")
+    with open_run(cfg, run_dir, display) as run:
+        state, place = restore(run) if cfg.resume else (None, Place("start", 0))
+        if place.phase == "start":
+            _save_config(cfg, run_dir)
+            params = init_params(cfg.model, run.mesh, cfg.seed)
+            run.record_stage(params, "sft", 0)
+            state = init_state(params, sft_optimizer(cfg))
+            place = Place("sft", 0)
+        if place.phase == "sft":
+            params = cold_start(run, state, place.step)
+            run.record_stage(params, "rl", cfg.sft.steps)
+            state = init_state(params, rl_optimizer(cfg))
+            place = Place("rl", 0)
+            run.save(state, "rl", 0)
+        if place.step < cfg.rl.steps:
+            state = reinforce(run, state, place.step)
+            run.record_stage(state.params, "done", cfg.rl.steps)
+            # Saved again with the row: a run that is resumed now has nothing left to do.
+            run.save(state, "done", cfg.rl.steps)
+        display.table([r for r in metrics.read(run_dir) if r["kind"] == "eval"])
+    return run_dir
+
+
+def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
+    """Masked SFT on generated trajectories, or the weights that such a run has made."""
+    cfg = run.cfg
+    if cfg.sft.weights:
+        return hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh)
+    data = SFTData(cfg, run.tokenizer, run.sandbox)
+    update = make_update(cfg.model, sft_optimizer(cfg), sft_loss_fn)
+    num_max = max_micro(cfg.sft.batch_size, cfg.sft.micro_rows)
+    shape = (num_max, cfg.sft.micro_rows, cfg.max_length)
+    old_logp = jax.device_put(np.zeros(shape, np.float32), meshes.sharding(run.mesh))
+    run.display.begin("SFT", cfg.sft.steps, first_step)
+    rows, timer = [], metrics.Timer()
+    for step in range(first_step, cfg.sft.steps):
+        with timer.stage("data_s"):
+            batch, num_micro = pack(
+                data.sequences(step),
+                row_length=cfg.max_length,
+                micro_rows=cfg.sft.micro_rows,
+                max_micro=num_max,
+            )
+        with timer.stage("update_s"):
+            state, figures = update(
+                state, put(batch, run.mesh), old_logp, jnp.int32(num_micro), jnp.float32(1.0)
+            )
+            rows.append(metrics.plain(figures))
+        done = step + 1
+        run.display.step(done, {"loss": rows[-1]["loss"]})
+        if done % _SFT_PER_RECORD == 0 or done == cfg.sft.steps or run.stop:
+            run.writer.write("sft", done, metrics.mean(rows), timer.seconds)
+            rows, timer = [], metrics.Timer()
+            run.save_if_due(state, "sft", done)
+    return state.params
+
+
+def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
+    """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
+    cfg = run.cfg
+    problems = pipeline.train_problems(cfg.data.tasks, cfg.seed)
+    update = make_update(cfg.model, rl_optimizer(cfg), rl_loss_fn(cfg.rl))
+    run.display.begin("RL", cfg.rl.steps, first_step)
+    for step in range(first_step, cfg.rl.steps):
+        timer = metrics.Timer()
+        budget = configs.max_calls_at(cfg.rollout.max_calls, step)
+        with timer.stage("rollout_s"):
+            groups, stats = run.engine.rollout(
+                state.params,
+                pipeline.step_problems(problems, step, cfg.rollout.prompts_per_step),
+                samples=cfg.rollout.samples_per_prompt,
+                max_calls=budget,
+                temperature=cfg.rollout.temperature,
+                phase="rl",
+                step=step,
+            )
+        trajectories = [t for group in groups for t in group]
+        with timer.stage("reward_s"):
+            scores = grade(trajectories, run.grader, run.tokenizer)
+        advantages_PG = advantages(cfg, groups, scores)
+        with timer.stage("update_s"):
+            state, figures = updates(run, update, state, groups, advantages_PG)
+
+        timer.seconds["tool_wait_s"] = stats.tool_wait_s
+        timer.seconds["tokens_per_s"] = stats.num_model_tokens / stats.wall_s
+        summary = code_stats(trajectories, scores)
+        reward = float(np.mean([s.value for s in scores]))
+        record = {"reward": reward, "max_calls": budget} | summary | figures
+        record |= metrics.reason_counts(scores)
+        run.writer.write("rl", step + 1, record, timer.seconds)
+        write_samples(run, step + 1, trajectories, scores)
+        run.display.step(
+            step + 1,
+            {
+                "reward": reward,
+                "code": summary["code_share"],
+                "calls": budget,
+                "tokens/s": timer.seconds["tokens_per_s"],
+            },
+        )
+        run.save_if_due(state, "rl", step + 1)
+    return state
+
+
+def advantages(cfg: Config, groups: list[list[Trajectory]], scores: list[Score]) -> np.ndarray:
+    """[P, G] from the scores, by the config's estimator."""
+    rewards_PG = np.array([s.value for s in scores], np.float32).reshape(len(groups), -1)
+    counted = (Author.MODEL, Author.TOOL) if cfg.rl.whiten_tool_tokens else (Author.MODEL,)
+    num_tokens_PG = np.array(
+        [[np.isin(t.author, counted).sum() for t in group] for group in groups], np.float32
+    )
+    estimator = ADVANTAGES[cfg.rl.advantage]
+    return np.asarray(estimator(jnp.asarray(rewards_PG), jnp.asarray(num_tokens_PG)))
+
+
+def updates(
+    run: Run, update, state: TrainState, groups: list[list[Trajectory]], advantages_PG: np.ndarray
+) -> tuple[TrainState, dict[str, float]]:
+    """One update per mini-batch, in order; old log-probabilities before the first of them."""
+    cfg, size = run.cfg, run.cfg.rl.minibatch_prompts
+    temperature = jnp.float32(cfg.rollout.temperature)
+    prepared = []
+    for at in range(0, len(groups), size):
+        sequences = [
+            Sequence1D(t.ids, t.author, t.logp, float(advantages_PG[at + p, g]))
+            for p, group in enumerate(groups[at : at + size])
+            for g, t in enumerate(group)
+        ]
+        batch, num_micro = pack(
+            sequences,
+            row_length=cfg.max_length,
+            micro_rows=cfg.rl.micro_rows,
+            max_micro=max_micro(len(sequences), cfg.rl.micro_rows),
+        )
+        batch, count = put(batch, run.mesh), jnp.int32(num_micro)
+        old = old_logprobs(state.params, batch, count, temperature, cfg=cfg.model)
+        prepared.append((batch, old, count))
+    mismatch = max(sampler_mismatch(batch, old) for batch, old, _ in prepared)
+    rows = []
+    for batch, old, count in prepared:
+        state, figures = update(state, batch, old, count, temperature)
+        rows.append(metrics.plain(figures))
+    return state, metrics.mean(rows) | {"sampler_mismatch_max": mismatch}
+
+
+def sampler_mismatch(batch: TrainBatch, old_logp: jax.Array) -> float:
+    """Largest difference between the sampler's and the trainer's log-probability of a token.
+
+    Rounded to 1e-3, so that the last bits of two programs do not show in the metrics.
+    """
+    difference = jnp.where(batch.trained, batch.sampler_logp - old_logp, 0.0)
+    return round(float(jnp.abs(difference).max()), 3)
+
+
+def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: list[Score]) -> None:
+    """A few trajectories of a step, spread over its problems."""
+    count = min(run.cfg.samples_per_log, len(trajectories))
+    for i in np.linspace(0, len(trajectories) - 1, count, dtype=int):
+        text = run.tokenizer.decode(trajectories[i].ids)
+        run.writer.write_sample(step, trajectories[i], scores[i], text)
+
+
+def put(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
+    """Onto the mesh: rows over the batch axes."""
+    return jax.device_put(batch, meshes.sharding(mesh, None, "batch", "length"))
+
+
+def sft_optimizer(cfg: Config):
+    return make_optimizer(cfg.sft.optim, cfg.sft.steps)
+
+
+def rl_optimizer(cfg: Config):
+    updates_per_step = cfg.rollout.prompts_per_step // cfg.rl.minibatch_prompts
+    return make_optimizer(cfg.rl.optim, cfg.rl.steps * updates_per_step)
+
+
+def restore(run: Run) -> tuple[TrainState | None, Place]:
+    """The newest checkpoint's state and place; lines written after it are dropped."""
+    restored = newest(run.cfg, run.checkpoints, run.mesh)
+    if restored is None:
+        run.display.note("no checkpoint to resume from: starting anew")
+        run.writer.truncate(dict.fromkeys(run.writer.sizes(), 0))
+        return None, Place("start", 0)
+    state, place = restored
+    run.writer.truncate(place.file_sizes)
+    run.display.note(f"resuming after {place.phase} step {place.step}")
+    return state, place
+
+
+def newest(cfg: Config, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, Place] | None:
+    return checkpoints.restore(abstract_state(cfg.model, mesh, rl_optimizer(cfg)))
+
+
+def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
+    """Evaluates a run's newest checkpoint and prints its row of the table; writes nothing."""
+    with open_run(cfg, run_dir, display) as run:
+        state, place = _saved(newest(cfg, run.checkpoints, run.mesh), run_dir)
+        result = run.evaluate(state.params)
+        display.table([{"stage": STAGES[place.phase]} | result.summary])
+        return result
+
+
+def export_run(cfg: Config, run_dir: Path, out: Path) -> None:
+    """A run's newest weights as a Hugging Face directory."""
+    mesh = meshes.make_mesh(cfg.mesh)
+    with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint.keep)) as checkpoints:
+        state, _ = _saved(newest(cfg, checkpoints, mesh), run_dir)
+    hf.export(state.params, cfg.model, out, configs.asset_dir(cfg.tokenizer))
+
+
+def _saved(restored: tuple[TrainState, Place] | None, run_dir: Path) -> tuple[TrainState, Place]:
+    if restored is None:
+        raise ConfigError(f"run directory={str(run_dir)!r}: holds no checkpoint")
+    return restored
+
+
+def load_run(run_dir: Path) -> Config:
+    """The resolved config that a run directory was made with."""
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(configs.missing_file("run directory", path))
+    return configs.from_tree(json.loads(path.read_text(encoding="utf-8")))
+
+
+def find_run_dir(cfg: Config) -> Path:
+    """run_dir, or the next (to resume: the newest) number under runs/NAME. Makes it."""
+    parent = Path("runs") / cfg.name
+    numbers = [int(p.name) for p in parent.glob("[0-9]*") if p.name.isdigit()]
+    if cfg.run_dir:
+        run_dir = Path(cfg.run_dir)
+    else:
+        run_dir = parent / f"{max(numbers, default=0) + (not (cfg.resume and numbers)):03d}"
+    if (run_dir / CONFIG_FILE).exists() and not cfg.resume:
+        raise ConfigError(
+            f"run_dir={str(run_dir)!r}: holds a run; pass resume=true to go on with it"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def _save_config(cfg: Config, run_dir: Path) -> None:
+    text = json.dumps(configs.to_tree(cfg), indent=1) + "\n"
+    (run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _stop_on_signal(run: Run) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a stop after the step, a second one ends at once."""
+
+    def ask(signum, frame):
+        if run.stop:
+            os._exit(130)
+        run.stop = True
+        run.display.note("stopping after this step; once more to stop at once")
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,460 @@
+"""A pool of killable worker processes, shared by the sandbox and the graders.
+
+A worker is a separate program, started by exec and never by a fork of this process: a fork of a
+process that holds accelerator threads can deadlock. Each worker has its own socket and at most
+one job in flight, so a job that hangs or kills its worker harms no other job: the worker is
+killed at the job's deadline and replaced. Messages are length-prefixed JSON, never pickle, and a
+reply is checked before it is believed, because a worker may have run hostile input.
+
+One dispatcher thread starts, feeds and kills the workers. They ask the kernel to be killed when
+the thread that started them ends (PR_SET_PDEATHSIG follows the thread, not the process), so that
+thread has to live as long as the pool.
+"""
+
+import atexit
+import collections
+import ctypes
+import dataclasses
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Generic, Literal, TypeVar
+
+Result = TypeVar("Result")
+FailureReason = Literal["died", "timeout"]
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+_HEADER = struct.Struct(">I")
+_PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# `-P` keeps the current folder off the module path; the package's own folder is put there so that
+# a worker imports the same files as its parent, installed or not.
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import {module} as m; m.main(sys.argv[2:])"
+
+logger = logging.getLogger(__name__)
+
+
+# -- the worker's side ---------------------------------------------------------------------------
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to SIGKILL this process when the thread that started it ends."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+
+
+class Channel:
+    """A worker's end of its socket: blocking, whole messages."""
+
+    def __init__(self, fd: int):
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(True)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        self._socket.sendall(_encode(message))
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, or None once the pool has gone."""
+        header = self._read(_HEADER.size)
+        body = self._read(_HEADER.unpack(header)[0]) if header else None
+        return json.loads(body) if body else None
+
+    def _read(self, num_bytes: int) -> bytes | None:
+        parts = bytearray()
+        while len(parts) < num_bytes:
+            part = self._socket.recv(min(num_bytes - len(parts), 2**20))
+            if not part:
+                return None
+            parts += part
+        return bytes(parts)
+
+
+def serve(channel: Channel, handle: Callable[[dict], dict], info: Mapping[str, Any]) -> None:
+    """Says that the worker is ready, then answers jobs until the pool goes away.
+
+    Args:
+      handle: maps a job to its reply; what it raises ends the worker.
+      info: what the pool shows about its workers, for example a start-up time.
+    """
+    channel.send({"ready": dict(info)})
+    while (message := channel.receive()) is not None:
+        channel.send({"id": message["id"], "reply": handle(message["job"])})
+
+
+# -- the pool's side -----------------------------------------------------------------------------
+
+
+def _encode(message: Mapping[str, Any]) -> bytes:
+    body = json.dumps(message).encode()
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+    return _HEADER.pack(len(body)) + body
+
+
+def _has_ended(process: subprocess.Popen) -> bool:
+    """Whether it has, without reaping it: its number stays taken until its group is killed."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, flags) is not None
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    job_id: int
+    job: dict
+    message: bytes
+    timeout_s: float
+    future: Future
+    attempt: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class _Worker:
+    process: subprocess.Popen
+    socket: socket.socket
+    deadline: float
+    """Monotonic time at which the worker is given up: of its start, later of its job."""
+    info: dict | None = None
+    """What the worker said when it became ready; None before."""
+    job: _Job | None = None
+    inbox: bytearray = dataclasses.field(default_factory=bytearray)
+    outbox: bytearray = dataclasses.field(default_factory=bytearray)
+    num_jobs: int = 0
+
+
+class WorkerPool(Generic[Result]):
+    """Runs jobs in worker processes; every job gets exactly one answer.
+
+    Args:
+      module: dotted name of the worker program; its `main(argv)` gets `args` and, last, the
+        number of its socket's descriptor.
+      num_workers: jobs in flight at once.
+      timeout_s: host-side limit of one job, from the moment it is handed to a worker.
+      grace_s: how much later than that the worker is killed.
+      decode: maps (job, reply) to the job's result; raises ValueError if the reply is malformed.
+      failure: the result of a job whose workers died, or that ran out of time.
+      retry_timeouts: whether a job out of time gets a second worker, like one whose worker died.
+      num_spares: ready workers kept besides, so that a kill costs no start-up time.
+      max_jobs_per_worker: a worker is replaced after so many.
+      start_timeout_s: limit for a worker to become ready.
+      env: the whole environment of the workers; None inherits.
+    """
+
+    _MAX_START_FAILURES = 3
+    _NUM_ATTEMPTS = 2
+
+    def __init__(
+        self,
+        module: str,
+        args: Sequence[str] = (),
+        *,
+        num_workers: int,
+        timeout_s: float,
+        grace_s: float,
+        decode: Callable[[dict, dict], Result],
+        failure: Callable[[dict, FailureReason], Result],
+        retry_timeouts: bool = False,
+        num_spares: int = 1,
+        max_jobs_per_worker: int = 5000,
+        start_timeout_s: float = 120.0,
+        env: Mapping[str, str] | None = None,
+        interpreter: str = sys.executable,
+    ):
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+        boot = _BOOT.format(module=module)
+        self._argv = [interpreter, "-P", "-c", boot, _PACKAGE_PARENT, *args]
+        self._env = None if env is None else dict(env)
+        self._num_workers = num_workers
+        self._num_processes = num_workers + num_spares
+        self._timeout_s, self._grace_s = timeout_s, grace_s
+        self._decode, self._failure = decode, failure
+        self._retry_timeouts = retry_timeouts
+        self._max_jobs_per_worker = max_jobs_per_worker
+        self._start_timeout_s = start_timeout_s
+
+        self._lock = threading.Lock()
+        self._queue: collections.deque[_Job] = collections.deque()
+        self._next_id = 0
+        self._closing = False
+        self._broken = ""
+        self._counts = dict.fromkeys(("jobs", "retries", "restarts", "recycled", "timeouts"), 0)
+
+        # Only the dispatcher thread touches what follows.
+        self._workers: list[_Worker] = []
+        self._dying: list[subprocess.Popen] = []
+        self._start_failures = 0
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        for end in (self._wake_reader, self._wake_writer):
+            end.setblocking(False)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+
+        atexit.register(self.close)
+        self._thread = threading.Thread(target=self._run, name=f"{module} pool", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: dict, *, timeout_s: float | None = None) -> Future[Result]:
+        """Queues a job (JSON values). The future raises RuntimeError if the pool itself fails."""
+        future: Future[Result] = Future()
+        with self._lock:
+            if self._closing or self._broken:
+                raise RuntimeError(self._broken or "the pool is closed")
+            self._next_id += 1
+            message = _encode({"id": self._next_id, "job": job})
+            limit_s = self._timeout_s if timeout_s is None else timeout_s
+            self._queue.append(_Job(self._next_id, job, message, limit_s, future))
+        self._wake()
+        return future
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of jobs answered, retries, restarts, recycled workers and timeouts; plus what
+        the workers said of themselves ("workers"), and their process ids ("pids")."""
+        with self._lock:
+            workers = list(self._workers)
+            return dict(
+                self._counts,
+                workers=[w.info for w in workers if w.info is not None],
+                pids=[w.process.pid for w in workers],
+            )
+
+    def close(self) -> None:
+        """Kills the workers; jobs without an answer get a RuntimeError. May be called twice."""
+        with self._lock:
+            self._closing = True
+        self._wake()
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    # -- dispatcher thread --
+
+    def _wake(self) -> None:
+        try:
+            self._wake_writer.send(b"x")
+        except (BlockingIOError, OSError):
+            pass  # full: it is awake anyway; closed: there is nobody to wake
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._start_missing()
+                self._assign()
+                for key, events in self._selector.select(self._wait_s()):
+                    if key.data is None:
+                        self._wake_reader.recv(4096)
+                    else:
+                        self._serve_worker(key.data, events)
+                self._enforce_deadlines()
+        except BaseException as error:
+            logger.exception("the dispatcher of %s failed", self._thread.name)
+            self._give_up(f"the dispatcher failed: {error!r}")
+        finally:
+            self._shut_down()
+
+    def _wait_s(self) -> float | None:
+        if self._dying:
+            return 0.02
+        deadlines = [w.deadline for w in self._workers if w.job is not None or w.info is None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _start_missing(self) -> None:
+        self._dying = [p for p in self._dying if p.poll() is None]
+        while not self._broken and len(self._workers) < self._num_processes:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                process = subprocess.Popen(
+                    [*self._argv, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=self._env,
+                    cwd="/",
+                    # An own session: Ctrl-C in the terminal is the trainer's to handle.
+                    start_new_session=True,
+                )
+                ours = ours.detach()
+            connection = socket.socket(fileno=ours)
+            connection.setblocking(False)
+            worker = _Worker(process, connection, time.monotonic() + self._start_timeout_s)
+            with self._lock:
+                self._workers.append(worker)
+            self._selector.register(connection, selectors.EVENT_READ, worker)
+
+    def _assign(self) -> None:
+        num_busy = sum(w.job is not None for w in self._workers)
+        idle = [w for w in self._workers if w.info is not None and w.job is None]
+        for worker in idle:
+            if _has_ended(worker.process):
+                self._lose(worker, "died")  # before it could cost a job one of its attempts
+                continue
+            job = self._next_job() if num_busy < self._num_workers else None
+            if job is None:
+                return
+            num_busy += 1
+            worker.job = job
+            worker.deadline = time.monotonic() + job.timeout_s + self._grace_s
+            worker.outbox += job.message
+            self._flush(worker)
+
+    def _next_job(self) -> _Job | None:
+        with self._lock:
+            while self._queue:
+                job = self._queue.popleft()
+                # A second attempt is running already; a first one may have been cancelled.
+                if job.attempt or job.future.set_running_or_notify_cancel():
+                    return job
+        return None
+
+    def _serve_worker(self, worker: _Worker, events: int) -> None:
+        if worker not in self._workers:
+            return  # was given up earlier in this round
+        if events & selectors.EVENT_WRITE:
+            self._flush(worker)
+        if events & selectors.EVENT_READ and worker in self._workers:
+            try:
+                data = worker.socket.recv(2**18)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                data = b""
+            worker.inbox += data
+            if not data:
+                self._lose(worker, "died")
+            else:
+                self._read_messages(worker)
+
+    def _flush(self, worker: _Worker) -> None:
+        try:
+            sent = worker.socket.send(worker.outbox)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._lose(worker, "died")
+            return
+        del worker.outbox[:sent]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outbox else 0)
+        self._selector.modify(worker.socket, events, worker)
+
+    def _read_messages(self, worker: _Worker) -> None:
+        while len(worker.inbox) >= _HEADER.size:
+            size = _HEADER.unpack_from(worker.inbox)[0]
+            end = _HEADER.size + size
+            if size <= MAX_MESSAGE_BYTES and len(worker.inbox) < end:
+                return
+            body = bytes(worker.inbox[_HEADER.size : end])
+            del worker.inbox[:end]
+            try:
+                if size > MAX_MESSAGE_BYTES:
+                    raise ValueError(f"a reply of {size} bytes")
+                self._accept(worker, json.loads(body))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                logger.warning("malformed message of worker %d: %r", worker.process.pid, error)
+                self._lose(worker, "died")
+                return
+
+    def _accept(self, worker: _Worker, message: dict) -> None:
+        if worker.info is None:
+            worker.info = dict(message["ready"])
+            self._start_failures = 0
+            return
+        job = worker.job
+        if job is None or message["id"] != job.job_id:
+            raise ValueError("an answer to no question")
+        result = self._decode(job.job, message["reply"])
+        worker.job = None
+        worker.num_jobs += 1
+        self._answer(job, result)
+        if worker.num_jobs >= self._max_jobs_per_worker:
+            self._count("recycled")
+            self._kill(worker)
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if now >= worker.deadline and (worker.job is not None or worker.info is None):
+                self._lose(worker, "timeout")
+
+    def _lose(self, worker: _Worker, reason: FailureReason) -> None:
+        """Kills a worker that is dead, too late or not to be believed; sees to its job."""
+        job, worker.job = worker.job, None
+        self._kill(worker)
+        self._count("restarts")
+        if worker.info is None:
+            self._start_failures += 1
+            if self._start_failures >= self._MAX_START_FAILURES:
+                self._give_up(
+                    f"{self._start_failures} workers in a row did not start ({reason}); "
+                    "what they said is on stderr"
+                )
+        if job is None:
+            return
+        job.attempt += 1
+        if reason == "timeout":
+            self._count("timeouts")
+        retry = reason == "died" or self._retry_timeouts
+        if retry and job.attempt < self._NUM_ATTEMPTS and not self._broken:
+            self._count("retries")
+            with self._lock:
+                self._queue.appendleft(job)
+        else:
+            self._answer(job, self._failure(job.job, reason))
+
+    def _answer(self, job: _Job, result: Result) -> None:
+        self._count("jobs")
+        job.future.set_result(result)
+
+    def _kill(self, worker: _Worker) -> None:
+        self._selector.unregister(worker.socket)
+        worker.socket.close()
+        with self._lock:
+            self._workers.remove(worker)
+        try:
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            worker.process.kill()
+        self._dying.append(worker.process)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+    def _give_up(self, message: str) -> None:
+        with self._lock:
+            self._broken = message
+            jobs = [w.job for w in self._workers if w.job is not None] + list(self._queue)
+            self._queue.clear()
+        for worker in self._workers:
+            worker.job = None
+        for job in jobs:
+            if job.attempt or job.future.running() or job.future.set_running_or_notify_cancel():
+                job.future.set_exception(RuntimeError(message))
+
+    def _shut_down(self) -> None:
+        self._give_up(self._broken or "the pool is closed")
+        for worker in list(self._workers):
+            self._kill(worker)
+        for process in self._dying:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                logger.error("worker %d outlives SIGKILL", process.pid)
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()

@@ -1,0 +1,37 @@
+"""Packaging of cir_jax: dependencies with their reasons."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="cir_jax",
+    version="0.1.0",
+    description="Code-integrated reasoning with reinforcement learning, in JAX for TPUs",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["cir_jax", "cir_jax.*"]),
+    package_data={"cir_jax": ["assets/**/*"]},
+    entry_points={"console_scripts": ["cir-jax=cir_jax.cli:main"]},
+    install_requires=[
+        "jax>=0.10.2,<0.11",  # arrays and compilation; its API moves, hence the bound
+        "flax>=0.12.8,<0.13",  # nnx modules; its API moves, hence the bound
+        "optax>=0.2.8,<0.3",  # AdamW, schedules, clipping
+        "orbax-checkpoint>=0.12.8,<0.13",  # sharded, asynchronous checkpoints
+        "grain>=0.2.18,<0.3",  # indexed data pipelines
+        "transformers>=5.23,<6",  # tokenizers; the format that weights are exchanged in
+        "safetensors>=0.8",  # weights on disk
+        "jaxtyping>=0.3",  # shapes in signatures
+        "pydantic>=2.14,<3",  # typed config with good errors
+        "rich>=15",  # progress display and tables
+        "math-verify[antlr4_13_2]>=0.9,<0.10",  # equivalence of mathematical answers
+        "reasoning-gym>=0.1.25,<0.2",  # tasks with their graders
+        "sympy>=1.13",  # what programs in the sandbox may import, with numpy
+        "numpy>=2",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=9",
+            "hypothesis>=6",  # random token streams
+            "torch==2.13.0",  # the reference implementation that parity tests compare with
+        ],
+    },
+)
