@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
-from cir_jax.config import ConfigError
+from cir_jax.config import Config, ConfigError
+from cir_jax.data import tasks
 
 # Exit codes: 2 is also argparse's own; 130 is a shell's for SIGINT.
 EXIT_CONFIG = 2
@@ -85,8 +86,14 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 # jax and everything on it is imported after the config has been read: a bad config fails at once.
 
 
-def _train(args: argparse.Namespace) -> int:
+def _load(args: argparse.Namespace) -> Config:
     cfg = configs.load(args.config, args.overrides)
+    tasks.check_names(cfg.data.tasks)
+    return cfg
+
+
+def _train(args: argparse.Namespace) -> int:
+    cfg = _load(args)
     from cir_jax.train.display import Display
     from cir_jax.train.loop import Interrupted, train
 
@@ -105,6 +112,7 @@ def _eval(args: argparse.Namespace) -> int:
     from cir_jax.train.display import Display
 
     cfg = configs.override(loop.load_run(args.run_dir), args.overrides)
+    tasks.check_names(cfg.data.tasks)
     display = Display()
     loop.evaluate_run(cfg, args.run_dir, display)
     return 0
@@ -119,7 +127,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> int:
-    cfg = configs.load(args.config, args.overrides)
+    cfg = _load(args)
     from cir_jax.train.sft import train_tokenizer
 
     train_tokenizer(cfg, args.out)

@@ -5,8 +5,11 @@ Every field's docstring gives its unit, and the source where a paper fixes its v
 """
 
 import difflib
+import functools
+import json
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,10 +28,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class ConfigError(ValueError):
     """A config that cannot be used; the message is one line with key, value and expectation."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
+
 
 class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -63,9 +73,11 @@ class ModelConfig(Section):
     @pydantic.model_validator(mode="after")
     def _shapes(self) -> "ModelConfig":
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads")
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even for rotary embedding")
+            raise ValueError(f"head_dim={self.head_dim}: must be even for rotary embedding")
         return self
 
 
@@ -83,7 +95,7 @@ class MeshConfig(Section):
 class DataConfig(Section):
     """Problems and prompts."""
 
-    tasks: tuple[str, ...]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     """Task kinds drawn with equal weight; names from cir_jax/data/tasks.py."""
     template: str = "{question}\n"
     """Prompt text; {question} is replaced. Raw text, no chat template (CIR, Math base model)."""
@@ -166,15 +178,22 @@ class RolloutConfig(Section):
     prefill_chunk: PositiveInt = 64
     """Tokens per row and prefill launch."""
 
-    @pydantic.field_validator("max_calls")
+    @pydantic.field_validator("max_calls", mode="wrap")
     @classmethod
-    def _schedule(cls, value: Budget) -> Budget:
-        if isinstance(value, int):
-            return value
-        steps = [step for step, _ in value]
+    def _schedule(cls, value: Any, validate: Callable[[Any], Budget]) -> Budget:
+        try:
+            budget = validate(value)
+        except pydantic.ValidationError:
+            # A union's own errors speak of one of its types only.
+            raise ValueError(
+                "must be a whole number >= 0, or [[step, calls], ...] of such numbers"
+            ) from None
+        if isinstance(budget, int):
+            return budget
+        steps = [step for step, _ in budget]
         if not steps or steps[0] != 0 or steps != sorted(set(steps)):
             raise ValueError("the schedule's steps must start at 0 and rise")
-        return value
+        return budget
 
 
 class SandboxConfig(Section):
@@ -268,7 +287,7 @@ class Config(Section):
     def _divisible(self) -> "Config":
         if self.rollout.prompts_per_step % self.rl.minibatch_prompts:
             raise ValueError(
-                f"rl.minibatch_prompts={self.rl.minibatch_prompts} must divide "
+                f"rl.minibatch_prompts={self.rl.minibatch_prompts}: must divide "
                 f"rollout.prompts_per_step={self.rollout.prompts_per_step}"
             )
         return self
@@ -306,12 +325,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError with one line naming the key, its value and the nearest valid name.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"config={str(path)!r}: is a directory, must be a TOML file")
     if not path.is_file():
         raise ConfigError(missing_file("config", path))
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not a TOML file: {_toml_error(error, text)}") from error
     for override in overrides:
         _apply_override(tree, override)
     return from_tree(tree)
@@ -322,11 +346,20 @@ def from_tree(tree: dict[str, Any]) -> Config:
     try:
         cfg = Config.model_validate(_tuples(tree))
     except pydantic.ValidationError as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_one_line(error, tree)) from error
     for key, value in (("tokenizer", cfg.tokenizer), ("sft.weights", cfg.sft.weights)):
         if value and not asset_dir(value).is_dir():
             raise ConfigError(missing_file(key, asset_dir(value)))
     return cfg
+
+
+def _toml_error(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """The parser's message, which names a line by number if at all, with that line's text."""
+    at = re.search(r"at line (\d+)", str(error))
+    lines = text.splitlines()
+    number = int(at.group(1)) if at else len(lines)
+    shown = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    return f"{error}: {shown!r}"
 
 
 def override(cfg: Config, overrides: Sequence[str]) -> Config:
@@ -351,7 +384,7 @@ def missing_file(key: str, path: Path) -> str:
 
 
 def describe() -> str:
-    """Every key with type, default and meaning, for the command line's help."""
+    """Every key with default and meaning, for the command line's help."""
     return "\n".join(_describe(Config, ""))
 
 
@@ -370,11 +403,14 @@ def _describe(section: type[Section], prefix: str) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
+    """The value as a config file would write it; null, which TOML lacks, for None."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return "null" if value is None else repr(value)
+    if value is None or isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
 
 
 def _all_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
@@ -392,10 +428,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key.path=value")
     if key not in _all_keys():
-        raise ConfigError(_unknown(key, text))
+        raise ConfigError(_unknown(key, _parse_value(text.strip())))
     *parents, leaf = key.split(".")
-    for part in parents:
+    for depth, part in enumerate(parents, start=1):
+        section = ".".join(parents[:depth])
         tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{section}={_toml(tree)}: must be a table [{section}]")
     tree[leaf] = _parse_value(text.strip())
 
 
@@ -421,12 +460,25 @@ def _unknown(key: str, value: Any) -> str:
     if not near:
         leaf = key.rsplit(".", 1)[-1]
         near = [k for k in keys if k.rsplit(".", 1)[-1] == leaf][:1]
-    hint = f"; nearest valid key: {near[0]}" if near else ""
-    return f"{key}={value!r}: unknown key{hint}"
+    hint = f"nearest valid key: {near[0]}" if near else "cir-jax train --help prints all keys"
+    return f"{key}={_toml(value)}: unknown key; {hint}"
 
 
-def _one_line(error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
+# What a value of the wrong type should be, in TOML's words instead of pydantic's.
+_TYPES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a string, in quotes",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "too_short": "a list with at least one entry",
+    "finite_number": "finite",
+}
+
+
+def _one_line(error: pydantic.ValidationError, tree: dict[str, Any]) -> str:
+    # An unknown key first: misspelt, it is also the reason why another is missing.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     valid = set(_all_keys())
     key = ""
     for part in first["loc"]:
@@ -437,18 +489,22 @@ def _one_line(error: pydantic.ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return _unknown(key, first["input"])
     if first["type"] == "missing":
-        return f"{key}: missing; expected {_expected(key)}"
+        return f"{key}: missing; {_meaning(key)}"
+    if first["type"] == "model_type":
+        return f"{key}={_toml(first['input'])}: must be a table [{key}]"
     message = first["msg"].removeprefix("Value error, ")
-    if not key or isinstance(first["input"], dict):
-        return f"{key}: {message}" if key else message
-    return f"{key}={_json(first['input'])}: {message}; expected {_expected(key)}"
+    if isinstance(first["input"], dict):
+        # From a check over a whole section, which names the field itself.
+        return f"{key}.{message}" if key else message
+    if first["type"] in _TYPES:
+        message = f"must be {_TYPES[first['type']]}"
+    message = message.replace("Input should be", "must be")
+    # The whole value, where the error is about an entry of a list.
+    value = functools.reduce(lambda section, part: section[part], key.split("."), tree)
+    return f"{key}={_toml(value)}: {message}; {_meaning(key)}"
 
 
-def _json(value: Any) -> str:
-    return repr(list(value)) if isinstance(value, tuple) else repr(value)
-
-
-def _expected(key: str) -> str:
+def _meaning(key: str) -> str:
     section: Any = Config
     *parents, leaf = key.split(".")
     for part in parents:

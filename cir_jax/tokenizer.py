@@ -59,16 +59,26 @@ class Tokenizer:
     def __init__(self, directory: str | Path):
         # transformers reads these when it is imported; a local directory needs no hub.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from tokenizers import Tokenizer as Backend
         from transformers import AutoTokenizer
 
         self.directory = Path(directory)
         self._hf = AutoTokenizer.from_pretrained(str(directory))
+        # The same tokenizer without added tokens, some of which transformers would find in any
+        # text: Qwen2.5 does not mark <tool_call> and others as special.
+        backend = self._hf.backend_tokenizer
+        self._plain = Backend(backend.model)
+        self._plain.normalizer, self._plain.pre_tokenizer = (
+            backend.normalizer,
+            backend.pre_tokenizer,
+        )
         self.size = len(self._hf)
         self.eos_id = self._hf.convert_tokens_to_ids(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; the names of special tokens in it are ordinary characters."""
-        return self._hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """Ids of plain text in Unicode's form NFC, as Qwen2.5 has it; the names of special and
+        other added tokens in it are ordinary characters."""
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids; padding rows of an embedding table beyond the tokenizer's size are empty."""

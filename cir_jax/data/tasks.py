@@ -5,12 +5,14 @@ the question's text says which of sft, rl and eval it belongs to.
 """
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from cir_jax.config import ConfigError
 from cir_jax.records import Problem
 
 Split = Literal["sft", "rl", "eval"]
@@ -29,6 +31,15 @@ class Task:
     needs_code: bool
     candidate: Callable[[int], tuple[str, str, dict[str, Any]]]
     verifier: Literal["math", "gym"]
+
+
+def check_names(task_names: Sequence[str]) -> None:
+    """Raises ConfigError, with the nearest name, if there is no such task."""
+    for name in task_names:
+        if name not in TASKS:
+            near = difflib.get_close_matches(name, TASKS, n=1)
+            hint = f"nearest: {near[0]}" if near else f"there are: {', '.join(TASKS)}"
+            raise ConfigError(f"data.tasks: unknown task {name!r}; {hint}")
 
 
 def problem(task_name: str, split: Split, index: int) -> Problem:

@@ -64,11 +64,13 @@ def token_table(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
     """
     table = np.tile(np.arange(NUM_STATES, dtype=np.int8)[:, None], (1, vocab_size))
     byte_table = _byte_table()
-    for i, token in enumerate(tokenizer.token_bytes):
-        states = np.arange(NUM_STATES)
-        for byte in token:
-            states = byte_table[states, byte]
-        table[:, i] = states
+    # All tokens at once, byte by byte: Qwen2.5 has 152 thousand.
+    lengths = np.array([len(token) for token in tokenizer.token_bytes])
+    starts = np.cumsum(lengths) - lengths
+    joined = np.frombuffer(b"".join(tokenizer.token_bytes), np.uint8)
+    for at in range(lengths.max()):
+        longer = np.flatnonzero(lengths > at)
+        table[:, longer] = byte_table[table[:, longer], joined[starts[longer] + at]]
     return table
 
 

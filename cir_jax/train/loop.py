@@ -159,12 +159,12 @@ def train(cfg: Config, display: Display) -> Path:
             _save_config(cfg, run_dir)
             params = init_params(cfg.model, run.mesh, cfg.seed)
             run.record_stage(params, "sft", 0)
-            state = init_state(params, sft_optimizer(cfg))
+            state = init_state(params, cfg.model, run.mesh, sft_optimizer(cfg))
             place = Place("sft", 0)
         if place.phase == "sft":
             params = cold_start(run, state, place.step)
             run.record_stage(params, "rl", cfg.sft.steps)
-            state = init_state(params, rl_optimizer(cfg))
+            state = init_state(params, cfg.model, run.mesh, rl_optimizer(cfg))
             place = Place("rl", 0)
             run.save(state, "rl", 0)
         if place.step < cfg.rl.steps:
@@ -182,7 +182,7 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
     if cfg.sft.weights:
         return hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh)
     data = SFTData(cfg, run.tokenizer, run.sandbox)
-    update = make_update(cfg.model, sft_optimizer(cfg), sft_loss_fn)
+    update = make_update(cfg.model, run.mesh, sft_optimizer(cfg), sft_loss_fn)
     num_max = max_micro(cfg.sft.batch_size, cfg.sft.micro_rows)
     shape = (num_max, cfg.sft.micro_rows, cfg.max_length)
     old_logp = jax.device_put(np.zeros(shape, np.float32), meshes.sharding(run.mesh))
@@ -214,7 +214,7 @@ def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
     """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
     cfg = run.cfg
     problems = pipeline.train_problems(cfg.data.tasks, cfg.seed)
-    update = make_update(cfg.model, rl_optimizer(cfg), rl_loss_fn(cfg.rl))
+    update = make_update(cfg.model, run.mesh, rl_optimizer(cfg), rl_loss_fn(cfg.rl))
     run.display.begin("RL", cfg.rl.steps, first_step)
     for step in range(first_step, cfg.rl.steps):
         timer = metrics.Timer()

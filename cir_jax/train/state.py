@@ -43,27 +43,43 @@ def init_params(cfg: ModelConfig, mesh: Mesh, seed: int) -> qwen.Params:
     return jax.jit(lambda key: qwen.init(cfg, key), out_shardings=shardings)(jax.random.key(seed))
 
 
-def init_state(params: qwen.Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh optimizer; its moments take the layout of the parameters."""
-    params = jax.tree.map(jnp.copy, params)  # The state is donated; the caller keeps its own.
-    return TrainState(params, optimizer.init(params), jnp.int32(0))
+def state_shardings(
+    cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Layout of a state: the optimizer's moments lie as their parameters, scalars everywhere."""
+    params = qwen.param_shardings(cfg, mesh)
+    everywhere = meshes.sharding(mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, qwen.abstract_params(cfg)),
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(params, opt_state, everywhere)
+
+
+def init_state(
+    params: qwen.Params, cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The parameters with a fresh optimizer. The arrays are new: the state may be donated."""
+
+    def fresh(params):
+        return TrainState(jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.int32(0))
+
+    return jax.jit(fresh, out_shardings=state_shardings(cfg, mesh, optimizer))(params)
 
 
 def abstract_state(
     cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """Shapes, types and layout of a state: the target of a restore."""
-    params = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        qwen.abstract_params(cfg),
-        qwen.param_shardings(cfg, mesh),
+    params = qwen.abstract_params(cfg)
+    state = TrainState(
+        params, jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32)
     )
-    state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-    by_shape = {x.shape: x.sharding for x in jax.tree.leaves(params)}
-    replicated = meshes.sharding(mesh)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=by_shape.get(x.shape, replicated)
-        ),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         state,
+        state_shardings(cfg, mesh, optimizer),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from cir_jax.config import ModelConfig, RLConfig
@@ -14,7 +15,7 @@ from cir_jax.mesh import constrain
 from cir_jax.models import logprob, qwen
 from cir_jax.rl.batch import TrainBatch, micro
 from cir_jax.rl.loss import Metrics, policy_loss, sft_loss
-from cir_jax.train.state import TrainState
+from cir_jax.train.state import TrainState, state_shardings
 
 # Loss of one micro-batch: (logp_BT, batch, old_logp_BT, num_tokens) -> loss, metrics.
 LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
@@ -75,7 +76,7 @@ def old_logprobs(
 
 
 def make_update(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, loss_fn: LossFn
+    cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation, loss_fn: LossFn
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """One compiled update: gradients summed over the filled micro-batches, then the optimizer.
 
@@ -93,7 +94,10 @@ def make_update(
 
     grad_fn = jax.value_and_grad(micro_loss, has_aux=True)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    # The state goes out as it came in: another layout would be another program at the next step.
+    layout = state_shardings(cfg, mesh, optimizer)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(layout, None))
     def update(state: TrainState, batch: TrainBatch, old_logp, num_micro, temperature):
         num_tokens = jnp.maximum(jnp.sum(batch.trained), 1).astype(jnp.float32)
 
@@ -109,7 +113,7 @@ def make_update(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, grads))
         metrics, grads = jax.lax.fori_loop(0, num_micro, body, zeros)
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,27 @@
+"""Eight virtual CPU devices, strict ranks, our warnings as errors, a compilation cache that stays."""
+
+import os
+from pathlib import Path
+
+# Before jax is imported anywhere.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/cir_jax/tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Material beside the checkout: the real Qwen2.5 tokenizer, benchmark sets."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED.name}/ is not beside the checkout")
+    return SHARED

@@ -1,0 +1,363 @@
+"""Configs: what is accepted, and that each mistake is one line with key, value and a way out."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cir_jax import cli
+from cir_jax import config as configs
+from cir_jax.config import Config, ConfigError, RolloutConfig, Section, max_calls_at
+
+CONFIG = str(Path(__file__).parent.parent / "configs/quickstart_sft.toml")
+
+
+def fields(section=Config, prefix=""):
+    """(key, field) of every field that is no section."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+FIELDS = dict(fields())
+
+
+def value_at(cfg, key):
+    for part in key.split("."):
+        cfg = getattr(cfg, part)
+    return cfg
+
+
+def message(*overrides, path=CONFIG):
+    with pytest.raises(ConfigError) as caught:
+        configs.load(path, overrides)
+    text = str(caught.value)
+    assert text and len(text.splitlines()) == 1
+    assert "Input should" not in text and "Config" not in text  # pydantic's words, our classes
+    return text
+
+
+def test_fields_are_found():
+    assert {"name", "model.width", "rl.optim.eps", "eval.max_calls"} <= set(FIELDS)
+
+
+# --- what is accepted
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("seed=7", 7),
+        (" seed = 7 ", 7),
+        ("seed=1_000", 1000),
+        ("name=run", "run"),
+        ("name='a = b'", "a = b"),
+        ("name=a=b", "a=b"),
+        ("resume=true", True),
+        ("rl.optim.learning_rate=1e-6", 1e-6),
+        ("rl.optim.clip_norm=2", 2.0),
+        ("rl.optim.schedule=cosine", "cosine"),
+        ('data.tasks=["sum", "lcm"]', ("sum", "lcm")),
+        ("rollout.max_calls=0", 0),
+        ("rollout.max_calls=[[0, 1], [20, 2]]", ((0, 1), (20, 2))),
+        ("eval.max_calls=0", 0),
+        ("data.template='Q: {question}'", "Q: {question}"),
+    ],
+)
+def test_override(override, value):
+    got = value_at(configs.load(CONFIG, [override]), override.split("=")[0].strip())
+    assert got == value and type(got) is type(value)
+
+
+def test_overrides_change_nothing_else():
+    before = configs.to_tree(configs.load(CONFIG))
+    after = configs.to_tree(configs.load(CONFIG, ["rl.optim.eps=0.5"]))
+    assert after["rl"]["optim"].pop("eps") == 0.5
+    assert before["rl"]["optim"].pop("eps") == 1e-8
+    assert after == before
+
+
+def test_the_last_override_of_a_key_wins():
+    assert configs.load(CONFIG, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_override_of_a_section_that_the_file_leaves_out():
+    assert "mesh" not in tomllib.loads(Path(CONFIG).read_text())
+    assert configs.load(CONFIG, ["mesh.data=4"]).mesh.data == 4
+
+
+def test_a_whole_section_may_be_given():
+    cfg = configs.load(CONFIG, ["sandbox={timeout_s = 2.5}"])
+    assert (cfg.sandbox.timeout_s, cfg.sandbox.num_workers) == (2.5, 2)
+
+
+def test_override_of_a_loaded_config():
+    cfg = configs.load(CONFIG)
+    assert configs.override(cfg, ["seed=3", "sft.batch_size=5"]).sft.batch_size == 5
+    assert configs.override(cfg, []) == cfg
+    with pytest.raises(ConfigError, match="rl.steps"):
+        configs.override(cfg, ["rl.stesp=3"])
+
+
+@pytest.mark.parametrize("max_calls", ["0", "3", "[[0, 1], [5, 0]]"])
+def test_round_trip_through_json(max_calls):
+    cfg = configs.load(CONFIG, [f"rollout.max_calls={max_calls}", "mesh.fsdp=2"])
+    assert configs.from_tree(json.loads(json.dumps(configs.to_tree(cfg)))) == cfg
+
+
+def test_configs_are_frozen_and_hashable():
+    cfg = configs.load(CONFIG)
+    assert hash(cfg.model) == hash(configs.load(CONFIG).model)  # a static argument of jitted code
+    with pytest.raises(ValueError, match="frozen"):
+        cfg.seed = 1
+
+
+# --- the schedule of calls
+
+
+@pytest.mark.parametrize(
+    ("step", "calls"), [(0, 2), (99, 2), (100, 3), (199, 3), (200, 4), (10**6, 4)]
+)
+def test_default_schedule_is_the_papers(step, calls):
+    assert max_calls_at(RolloutConfig().max_calls, step) == calls
+
+
+@pytest.mark.parametrize("step", [0, 1, 1000])
+def test_a_number_is_a_budget_for_all_steps(step):
+    assert max_calls_at(0, step) == 0
+    assert max_calls_at(3, step) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "calls"),
+    [
+        (["rollout.max_calls=0"], 0),
+        (["rollout.max_calls=[[0, 1], [5, 4], [9, 2]]"], 4),
+        (["rollout.max_calls=[[0, 1], [5, 4]]", "eval.max_calls=0"], 0),
+        (["rollout.max_calls=1", "eval.max_calls=7"], 7),
+    ],
+)
+def test_evaluation_allows_the_largest_budget_unless_told(overrides, calls):
+    assert configs.eval_max_calls(configs.load(CONFIG, overrides)) == calls
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("rl.stesp=3", "rl.steps"),
+        ("rl.optm.learning_rate=3", "rl.optim.learning_rate"),
+        ("learning_rate=3", "rl.optim.learning_rate"),
+        ("model.hidden_size=3", "model.head_dim"),
+        ("rollout.max_cals=3", "rollout.max_calls"),
+        ("data.tasks.sum=3", "data.tasks"),
+        ("rl..steps=3", "rl.steps"),
+        ("sede=3", "seed"),
+        ("rolout={slots = 3}", "rollout"),
+        ("rollout={slots = 2, slotz = 3}", "rollout.slots"),
+    ],
+)
+def test_unknown_key_names_the_nearest(override, nearest):
+    text = message(override)
+    assert text.endswith(f": unknown key; nearest valid key: {nearest}")
+    assert "3" in text.split(": unknown")[0]
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_nearest_key_of_one_wrong_letter(key):
+    wrong = key[:-1] + ("x" if key[-1] != "x" else "y")
+    assert message(f"{wrong}=1") == f"{wrong}=1: unknown key; nearest valid key: {key}"
+
+
+def test_key_like_no_other_points_to_the_help():
+    assert "--help" in message("qqqq=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "value", "expected"),
+    [
+        ("rl.steps=-1", "-1", "greater than or equal to 0"),
+        ("rl.steps=1.5", "1.5", "whole number"),
+        ("rl.steps=true", "true", "whole number"),
+        ("rl.steps=many", '"many"', "whole number"),
+        ("rl.steps=[1]", "[1]", "whole number"),
+        ("rl.optim.learning_rate=0", "0", "greater than 0"),
+        ("rl.optim.learning_rate=-1e-6", "-1e-06", "greater than 0"),
+        ("rl.optim.learning_rate=inf", "inf", "finite"),
+        ("rl.optim.learning_rate=nan", "nan", "finite"),
+        ("rl.optim.learning_rate=fast", '"fast"', "number"),
+        ("rl.optim.beta1=1.5", "1.5", "less than or equal to 1"),
+        ("rl.optim.schedule=linear", '"linear"', "'constant' or 'cosine'"),
+        ("rl.dual_clip=1", "1", "greater than 1"),
+        ("resume=1", "1", "true or false"),
+        ("resume=True", '"True"', "true or false"),
+        ("name=5", "5", "string"),
+        ("name=2024-01-01", "2024-01-01", "string"),
+        ("data.tasks=sum", '"sum"', "list"),
+        ('data.tasks=["sum", 1]', '["sum", 1]', "string"),
+        ("data.tasks=[]", "[]", "at least one"),
+        ("data.template=hello", '"hello"', "{question}"),
+        ("sandbox.timeout_s='5\ns'", r'''"'5\ns'"''', "number"),
+        ("rollout.max_calls=x", '"x"', "[[step, calls], ...]"),
+        ("rollout.max_calls=-1", "-1", ">= 0"),
+        ("rollout.max_calls=1.5", "1.5", "whole number"),
+        ("rollout.max_calls=[[0, -1]]", "[[0, -1]]", ">= 0"),
+        ("rollout.max_calls=[[0, 1], [1]]", "[[0, 1], [1]]", "[[step, calls], ...]"),
+        ("rollout.max_calls=[[5, 1]]", "[[5, 1]]", "start at 0"),
+        ("rollout.max_calls=[[0, 1], [9, 2], [5, 3]]", "[[0, 1], [9, 2], [5, 3]]", "rise"),
+        ("rollout.max_calls=[]", "[]", "start at 0"),
+        ("eval.max_calls=x", '"x"', "whole number"),
+        ("model=3", "3", "table [model]"),
+        ("rl.optim=3", "3", "table [rl.optim]"),
+        ("model.head_dim=3", "3", "even"),
+        ("model.num_kv_heads=3", "3", "num_heads=4"),
+        ("rl.minibatch_prompts=5", "5", "rollout.prompts_per_step=16"),
+    ],
+)
+def test_bad_value_names_key_value_and_what_is_right(override, value, expected):
+    text = message(override)
+    assert text.startswith(f"{override.split('=')[0]}={value}: ")
+    assert expected in text
+
+
+@pytest.mark.parametrize("override", ["rl.steps", "", "=3", " = 3", "rl.steps:3"])
+def test_override_without_key_or_equals(override):
+    assert message(override) == f"override {override!r}: expected key.path=value"
+
+
+def test_value_below_something_that_is_no_section():
+    assert message("model=3", "model.width=2") == "model=3: must be a table [model]"
+
+
+def test_missing_key_says_what_it_is():
+    assert message("model={}") == (
+        "model.vocab_size: missing; Rows of the embedding table, tokens; at least the "
+        "tokenizer's size."
+    )
+
+
+@pytest.mark.parametrize("name", ["package:quickstart/tokeniser", "somewhere/else"])
+@pytest.mark.parametrize("key", ["tokenizer", "sft.weights"])
+def test_directory_that_is_not_there(key, name):
+    text = message(f"{key}={name}")
+    assert text.startswith(f"{key}=") and name.split(":")[-1] in text
+    assert ("tokenizer" in text.partition("nearest: ")[2]) == name.startswith("package:")
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("seed = 1\nseed = 2\nname = 'x'\n", ["overwrite", "line 2", "seed = 2"]),
+        ("[model]\nwidth = 1\n[model]\n", ["twice", "line 3", "[model]"]),
+        ("seed = 1\nseed = 2", ["overwrite", "seed = 2"]),
+        ("seed = [", ["seed = ["]),
+        ("seed = one\n", ["line 1", "seed = one"]),
+        ("model = 3\n", ["model=3", "table [model]"]),
+        ("[mdl]\nwidth = 3\n", ["mdl={width = 3}", "nearest valid key: model"]),
+        ("[rl.optim]\nlr = 3\n", ["rl.optim.lr=3", "nearest valid key: rl"]),
+        ("'a\\nb' = 3\n", ["unknown key"]),
+        ("", ["name: missing"]),
+    ],
+)
+def test_bad_file(tmp_path, toml, words):
+    path = tmp_path / "run.toml"
+    required = "name = 'x'\ntokenizer = 'y'\nmodel = 3\n" if toml.startswith("model") else ""
+    path.write_text(required or toml)
+    text = message(path=path)
+    assert all(word in text for word in words)
+
+
+def test_file_that_is_no_text(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"name = '\xff'\n")
+    assert f"{path}: not a TOML file" in message(path=path)
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / "quickstart.toml").write_text("")
+    text = message(path=tmp_path / "quikstart.toml")
+    assert text.startswith(f"config='{tmp_path}/quikstart.toml': no such file")
+    assert text.endswith(f"nearest: {tmp_path}/quickstart.toml")
+    assert "directory" in message(path=tmp_path)
+    assert "nearest" not in message(path=tmp_path / "none" / "x.toml")
+
+
+# --- the help
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_every_field_has_a_meaning_and_is_in_the_help(key):
+    field = FIELDS[key]
+    meaning = " ".join((field.description or "").split())
+    assert meaning.endswith(".")
+    default = "required" if field.is_required() else "default "
+    lines = configs.describe().splitlines()
+    (at,) = [n for n, line in enumerate(lines) if line.startswith(f"  {key}  ({default}")]
+    assert lines[at + 1].strip() == meaning
+
+
+def test_defaults_in_the_help_are_toml():
+    shown = {
+        line.split()[0]: line.partition("(default ")[2][:-1]
+        for line in configs.describe().splitlines()
+        if "(default " in line
+    }
+    assert shown.pop("eval.max_calls") == "null"  # TOML has none
+    for key, text in shown.items():
+        assert configs._tuples(tomllib.loads(f"x = {text}")["x"]) == FIELDS[key].default
+
+
+def test_train_help_prints_every_key(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--help"])
+    assert caught.value.code == 0
+    words = capsys.readouterr().out.split()
+    assert set(FIELDS) <= set(words)
+
+
+# --- the command line
+
+
+def run_cli(*argv):
+    """Exit code, stdout, stderr of a command, and whether jax was imported for it."""
+    code = (
+        "import sys\nfrom cir_jax.cli import main\nstatus = main(sys.argv[1:])\n"
+        "assert 'jax' not in sys.modules\nsys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "train-tokenizer"])
+@pytest.mark.parametrize(
+    ("path", "override", "words"),
+    [
+        ("configs/none.toml", "seed=1", ["configs/none.toml"]),
+        (CONFIG, "rl.stesp=3", ["rl.stesp=3", "rl.steps"]),
+        (CONFIG, "rl.steps=-3", ["rl.steps=-3"]),
+        (CONFIG, "rollout.max_calls=x", ['rollout.max_calls="x"']),
+        (CONFIG, 'data.tasks=["sums"]', ["data.tasks", "'sums'", "nearest: sum"]),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line_before_jax(tmp_path, command, path, override, words):
+    out = [str(tmp_path / "out")] if command == "train-tokenizer" else []
+    status, stdout, stderr = run_cli(command, path, *out, override)
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith("cir-jax: ") and stderr.count("\n") == 1
+    assert all(word in stderr for word in words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argv", [[], ["trian"], ["train"], ["train", CONFIG, "--steps", "3"]])
+def test_wrong_usage_exits_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    assert "usage: cir-jax" in capsys.readouterr().err

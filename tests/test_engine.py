@@ -1,0 +1,282 @@
+"""The engine on the shipped cold start: real calls, whatever the slots, segments and latencies."""
+
+import random
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cir_jax import config as configs
+from cir_jax import mesh as meshes
+from cir_jax.config import MeshConfig
+from cir_jax.data import pipeline
+from cir_jax.models import hf
+from cir_jax.records import Author
+from cir_jax.rl.batch import Sequence1D, pack
+from cir_jax.rollout import decode
+from cir_jax.rollout.engine import Engine, model_turns
+from cir_jax.sandbox.pool import Sandbox
+from cir_jax.sandbox.text import result_text
+from cir_jax.tokenizer import Tokenizer, put_back_text
+from cir_jax.train.step import old_logprobs
+
+ROOT = Path(__file__).parent.parent
+ONE_DEVICE = jax.devices()[:1]
+
+
+class SlowSandbox:
+    """Answers of a real sandbox, each held back for a random time."""
+
+    def __init__(self, sandbox, seed):
+        self._sandbox = sandbox
+        self._random = random.Random(seed)
+
+    def submit(self, code, *, seed=0):
+        late = Future()
+        delay_s = self._random.choice([0.0, 0.01, 0.2])
+
+        def answer(future):
+            threading.Timer(delay_s, lambda: late.set_result(future.result())).start()
+
+        self._sandbox.submit(code, seed=seed).add_done_callback(answer)
+        return late
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return configs.load(ROOT / "configs/quickstart.toml")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(cfg):
+    return Tokenizer(configs.asset_dir(cfg.tokenizer))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.sharding.Mesh(np.array(ONE_DEVICE).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+
+
+@pytest.fixture(scope="module")
+def params(cfg, mesh):
+    return hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, mesh)
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(num_workers=2) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def problems(cfg):
+    return pipeline.eval_problems(cfg.data.tasks, 9)
+
+
+def sample(cfg, tokenizer, sandbox, params, problems, *, max_calls=3, temperature=1.0, **rollout):
+    engine = Engine(
+        cfg.model,
+        cfg.rollout.model_copy(update=rollout),
+        tokenizer,
+        sandbox,
+        template=cfg.data.template,
+        max_prompt_tokens=cfg.data.max_prompt_tokens,
+        seed=0,
+    )
+    groups, _ = engine.rollout(
+        params,
+        problems,
+        samples=4,
+        max_calls=max_calls,
+        temperature=temperature,
+        phase="test",
+        step=5,
+    )
+    return groups
+
+
+@pytest.fixture(scope="module")
+def groups(cfg, tokenizer, sandbox, params, problems):
+    return sample(cfg, tokenizer, sandbox, params, problems, slots=16)
+
+
+@pytest.fixture(scope="module")
+def trajectories(groups):
+    return [t for group in groups for t in group]
+
+
+def test_there_are_calls_of_each_kind(trajectories):
+    """What the other tests rest on: rows with no call, one call, a failed call."""
+    counts = {len(t.calls) for t in trajectories}
+    assert {0, 1} <= counts
+    assert any(c.result.status == "error" for t in trajectories for c in t.calls)
+
+
+def test_groups_stand_in_order(groups, problems):
+    assert [[t.problem for t in group] for group in groups] == [[p] * 4 for p in problems]
+    assert [[t.sample for t in group] for group in groups] == [[0, 1, 2, 3]] * 9
+
+
+def test_trajectory_is_prompt_turns_and_tool_outputs(cfg, tokenizer, trajectories):
+    """Every token is accounted for: the prompt's, the model's, and the put-back of each call."""
+    for t in trajectories:
+        prompt = tokenizer.encode(cfg.data.template.format(question=t.problem.question))
+        assert t.ids[t.author == Author.PROMPT].tolist() == prompt
+        put_back = []
+        for turn, call in zip(model_turns(t, tokenizer), t.calls, strict=False):
+            assert turn.startswith(f"```python\n{call.code}```") or call.code in turn
+            trailing = turn[turn.index(call.code) + len(call.code) + 3 :]
+            put_back += tokenizer.encode(put_back_text(result_text(call.result), trailing))
+        assert t.ids[t.author == Author.TOOL].tolist() == put_back[: (t.author == 2).sum()]
+        assert sum(c.num_tool_tokens for c in t.calls) == (t.author == Author.TOOL).sum()
+        assert np.all(t.logp[t.author != Author.MODEL] == 0)
+        assert np.all(t.logp[t.author == Author.MODEL] < 0)
+        if t.stop_reason == "eos":
+            assert t.ids[-1] == tokenizer.eos_id and t.author[-1] == Author.MODEL
+        else:
+            assert t.num_response_tokens == cfg.rollout.max_response_tokens
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        {"slots": 4, "segment_steps": 1},
+        {"slots": 64, "segment_steps": 64},
+        {"slots": 16, "prefill_rows": 3, "prefill_chunk": 7},
+    ],
+)
+def test_schedule_changes_no_token(
+    cfg, tokenizer, sandbox, params, problems, trajectories, rollout
+):
+    """Slots, segment length, chunks and latencies: same tokens, log-probabilities to 1e-4."""
+    slow = SlowSandbox(sandbox, seed=len(rollout))
+    others = sample(cfg, tokenizer, slow, params, problems, **rollout)
+    for a, b in zip(trajectories, [t for group in others for t in group], strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert a.author.tolist() == b.author.tolist()
+        np.testing.assert_allclose(a.logp, b.logp, atol=1e-4)
+
+
+def test_latency_changes_no_bit(cfg, tokenizer, sandbox, params, problems, trajectories):
+    """With the same shapes even the log-probabilities' last bits stay: a row's numbers depend
+    neither on its slot nor on its neighbours."""
+    others = sample(cfg, tokenizer, SlowSandbox(sandbox, 1), params, problems, slots=16)
+    for a, b in zip(trajectories, [t for group in others for t in group], strict=True):
+        assert a.logp.tobytes() == b.logp.tobytes()
+
+
+def test_trainer_recomputes_log_probabilities(cfg, params, trajectories):
+    """Packed forward pass against the decode loop, to 1e-4, after tool outputs as well."""
+    sequences = [Sequence1D(t.ids, t.author, t.logp) for t in trajectories]
+    batch, num_micro = pack(sequences, row_length=cfg.max_length, micro_rows=4, max_micro=9)
+    old = np.asarray(old_logprobs(params, batch, num_micro, np.float32(1.0), cfg=cfg.model))
+    after_tool = np.zeros_like(batch.trained)
+    after_tool[:, :, 1:] = batch.trained[:, :, 1:] & ~batch.trained[:, :, :-1]
+    after_tool &= batch.positions > cfg.data.max_prompt_tokens
+    assert after_tool.sum() > 5
+    np.testing.assert_allclose(
+        old[batch.trained], batch.sampler_logp[batch.trained], atol=1e-4
+    )
+
+
+def test_budget_bounds_the_calls(cfg, tokenizer, sandbox, params, problems, trajectories):
+    """With budget 1 a row's first call is as before, and it has no second; with 0 none."""
+    one = sample(cfg, tokenizer, sandbox, params, problems, max_calls=1)
+    for a, b in zip(trajectories, [t for group in one for t in group], strict=True):
+        assert [c.code for c in a.calls[:1]] == [c.code for c in b.calls]
+    none = sample(cfg, tokenizer, sandbox, params, problems, max_calls=0)
+    for t in [t for group in none for t in group]:
+        assert not t.calls and not np.any(t.author == Author.TOOL)
+        turns = model_turns(t, tokenizer)
+        assert len(turns) == 1
+
+
+def test_length_limit_cuts_tool_output(cfg, tokenizer, sandbox, params, problems):
+    groups = sample(cfg, tokenizer, sandbox, params, problems, max_response_tokens=24, slots=8)
+    cut = [t for g in groups for t in g if t.author[-1] == Author.TOOL]
+    assert cut
+    for t in cut:
+        assert t.stop_reason == "response_length" and t.num_response_tokens == 24
+        assert sum(c.num_tool_tokens for c in t.calls) == (t.author == Author.TOOL).sum()
+
+
+def test_greedy_is_the_most_likely_token(cfg, tokenizer, sandbox, params, problems):
+    """At temperature 0 the four samples of a problem are one, and no seed matters."""
+    groups = sample(cfg, tokenizer, sandbox, params, problems, temperature=0.0)
+    for group in groups:
+        assert len({t.ids.tobytes() for t in group}) == 1
+
+
+def test_nothing_recompiles_after_the_first_step(cfg, tokenizer, sandbox, params, problems):
+    """Another batch of problems, another budget and temperature: not one new trace."""
+    jitted = (decode.make_slots, decode.admit, decode.extend, decode.decode_segment)
+    sample(cfg, tokenizer, sandbox, params, problems)
+    before = [f._cache_size() for f in jitted]
+    others = pipeline.eval_problems(cfg.data.tasks, 14)[3:]
+    sample(cfg, tokenizer, sandbox, params, others, max_calls=2, temperature=0.7)
+    assert [f._cache_size() for f in jitted] == before
+
+
+def test_eight_devices_give_the_same_tokens(
+    cfg, tokenizer, sandbox, problems, trajectories
+):
+    mesh = meshes.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        params = hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, mesh)
+        others = sample(cfg, tokenizer, sandbox, params, problems, slots=16)
+    for a, b in zip(trajectories, [t for group in others for t in group], strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        np.testing.assert_allclose(a.logp, b.logp, atol=1e-4)
+
+
+def test_infra_failure_is_raised_not_shown(cfg, tokenizer, params, problems):
+    class Broken:
+        def submit(self, code, *, seed=0):
+            from cir_jax.records import ExecResult
+
+            future = Future()
+            future.set_result(ExecResult("infra", error="no worker"))
+            return future
+
+    with pytest.raises(RuntimeError, match="no worker"):
+        sample(cfg, tokenizer, Broken(), params, problems)
+
+
+def test_slow_program_does_not_hold_up_the_others(cfg, tokenizer, sandbox, params, problems):
+    """While one row's program runs, segments go on: other rows are done before it ends."""
+
+    class OneSlow:
+        def __init__(self):
+            self.first = True
+
+        def submit(self, code, *, seed=0):
+            slow, self.first = self.first, False
+            if not slow:
+                return sandbox.submit(code, seed=seed)
+            late = Future()
+            real = sandbox.submit(code, seed=seed)
+            threading.Timer(3.0, lambda: late.set_result(real.result())).start()
+            return late
+
+    engine = Engine(
+        cfg.model,
+        cfg.rollout.model_copy(update={"slots": 4}),
+        tokenizer,
+        sandbox,
+        template=cfg.data.template,
+        max_prompt_tokens=cfg.data.max_prompt_tokens,
+        seed=0,
+    )
+    kwargs = dict(samples=4, max_calls=3, temperature=1.0, phase="test", step=5)
+    _, quiet = engine.rollout(params, problems, **kwargs)
+    engine._sandbox = OneSlow()
+    start = time.perf_counter()
+    _, stats = engine.rollout(params, problems, **kwargs)
+    assert time.perf_counter() - start >= 3.0
+    # 36 rows through 3 slots while the fourth waits: what is waited for is less than the 3 s.
+    assert stats.tool_wait_s < 3.0
+    assert stats.num_segments >= quiet.num_segments

@@ -1,0 +1,238 @@
+"""Whole runs of a tiny config: repeatable, resumable, interruptible, and the command line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cir_jax import config as configs
+from cir_jax import metrics
+from cir_jax.train import loop
+from cir_jax.train.display import Display
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "mesh.data=8",
+    "sft.weights=''",
+    "sft.steps=3",
+    "sft.num_trajectories=64",
+    "sft.batch_size=16",
+    "sft.micro_rows=8",
+    "rl.steps=2",
+    "rl.minibatch_prompts=2",
+    "rl.micro_rows=8",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=2",
+    "rollout.slots=8",
+    "rollout.prefill_rows=8",
+    "rollout.max_response_tokens=56",
+    "eval.num_problems=9",
+    "checkpoint.every=1",
+    "samples_per_log=2",
+    "model.num_layers=2",
+    "model.width=32",
+    "model.head_dim=8",
+    "model.mlp_width=32",
+)
+
+
+def tiny(run_dir, *overrides):
+    extra = (f"run_dir={str(run_dir)!r}", *overrides)
+    return configs.load(ROOT / "configs/quickstart.toml", TINY + extra)
+
+
+def run(run_dir, *overrides):
+    return loop.train(tiny(run_dir, *overrides), Display())
+
+
+def files(run_dir):
+    return {name: (run_dir / name).read_bytes() for name in (metrics.METRICS, metrics.SAMPLES)}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run") / "first")
+
+
+def test_run_leaves_what_the_readme_says(first):
+    lines = metrics.read(first)
+    assert [r["stage"] for r in lines if r["kind"] == "eval"] == [
+        "before SFT",
+        "after SFT",
+        "after RL",
+    ]
+    assert [r["step"] for r in lines if r["kind"] == "rl"] == [1, 2]
+    assert loop.load_run(first) == tiny(first)
+    assert len(metrics.read(first, metrics.TIMINGS)) == len(lines)
+    samples = metrics.read(first, metrics.SAMPLES)
+    assert len(samples) == 2 * 2
+    for sample in samples:
+        assert len(sample["ids"]) == len(sample["author"]) == len(sample["logp"])
+    rl = [r for r in lines if r["kind"] == "rl"]
+    assert all(r["sampler_mismatch_max"] == 0.0 and r["skipped"] == 0.0 for r in rl)
+
+
+def test_same_seed_writes_the_same_bytes(first, tmp_path):
+    assert files(run(tmp_path / "again")) == files(first)
+
+
+def test_another_seed_does_not(first, tmp_path):
+    assert files(run(tmp_path / "other", "seed=1")) != files(first)
+
+
+@pytest.mark.parametrize("stop_at", ["sft", "rl"])
+def test_interrupted_and_resumed_equals_uninterrupted(first, tmp_path, monkeypatch, stop_at):
+    """A stop asked for at the first step of a phase; the same command then goes on."""
+    save_if_due = loop.Run.save_if_due
+
+    def stopping(self, state, phase, step):
+        self.stop = self.stop or phase == stop_at
+        save_if_due(self, state, phase, step)
+
+    monkeypatch.setattr(loop, "_SFT_PER_RECORD", 1)
+    whole = run(tmp_path / "whole")
+    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
+    run_dir = tmp_path / "run"
+    with pytest.raises(loop.Interrupted):
+        run(run_dir)
+    monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)
+    # What was written after the checkpoint is dropped.
+    with open(run_dir / metrics.METRICS, "a", encoding="utf-8") as file:
+        file.write('{"kind": "lost"}\n')
+    run(run_dir, "resume=true")
+    assert files(run_dir) == files(whole)
+
+
+def test_finished_run_resumes_to_nothing_more(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    run(copy, "resume=true")
+    assert files(copy) == files(first)
+
+
+def test_eval_reproduces_the_last_row(first):
+    result = loop.evaluate_run(loop.load_run(first), first, Display())
+    last = [r for r in metrics.read(first) if r["kind"] == "eval"][-1]
+    assert {k: last[k] for k in result.summary} == result.summary
+
+
+def test_run_dir_is_not_overwritten(first):
+    with pytest.raises(configs.ConfigError, match="resume=true"):
+        run(first)
+
+
+def test_run_dirs_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = tiny("")
+    assert loop.find_run_dir(cfg) == Path("runs/quickstart/001")
+    assert loop.find_run_dir(cfg) == Path("runs/quickstart/002")
+    resumed = cfg.model_copy(update={"resume": True})
+    assert loop.find_run_dir(resumed) == Path("runs/quickstart/002")
+
+
+def test_hostile_programs_do_not_stop_a_run(tmp_path, monkeypatch):
+    """Every program of the run is replaced by one that ends, hangs, floods or forks."""
+    hostile = (
+        "import os; os._exit(3)",
+        "import ctypes; ctypes.string_at(0)",
+        "while True: pass",
+        "x = 'a' * 10**11",
+        "import os\nwhile True: os.fork()",
+    )
+    submit = loop.Sandbox.submit
+    count = [0]
+
+    def replaced(self, code, *, seed=0):
+        count[0] += 1
+        return submit(self, hostile[count[0] % len(hostile)], seed=seed)
+
+    monkeypatch.setattr(loop.Sandbox, "submit", replaced)
+    weights = ("sft.weights=package:quickstart/cold_start", "rl.steps=1", "sandbox.timeout_s=0.5")
+    full = tuple(o for o in TINY if not o.startswith("model.") and not o.startswith("sft."))
+    overrides = (*full, *weights, f"run_dir={str(tmp_path / 'run')!r}", "eval.num_problems=1")
+    overrides += ("rollout.max_response_tokens=104",)
+    run_dir = loop.train(configs.load(ROOT / "configs/quickstart.toml", overrides), Display())
+    (line,) = [r for r in metrics.read(run_dir) if r["kind"] == "rl"]
+    assert count[0] >= 5 and line["calls_per_response"] > 0 and line["programs_ok_share"] == 0.0
+
+
+def command(*args, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-m", "cir_jax.cli", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        **kwargs,
+    )
+
+
+def test_command_line_train_ctrl_c_resume_eval(tmp_path):
+    """SIGINT in mid-run: exit code 130 and a checkpoint; resumed, the last line is the run."""
+    run_dir = str(tmp_path / "run")
+    args = ["train", "configs/quickstart.toml", *TINY, f"run_dir={run_dir}", "rl.steps=40"]
+    process = command(*args)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = tmp_path / "run" / metrics.METRICS
+        if path.exists() and '"rl", "step": 1' in path.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "resume=true" in out
+    steps = [r["step"] for r in metrics.read(tmp_path / "run") if r["kind"] == "rl"]
+    assert 0 < len(steps) < 40
+
+    args[-1] = f"rl.steps={len(steps) + 1}"
+    out, err = command(*args, "resume=true").communicate(timeout=120)
+    assert out.splitlines()[-1] == run_dir, err
+    resumed = [r["step"] for r in metrics.read(tmp_path / "run") if r["kind"] == "rl"]
+    assert resumed == [*steps, len(steps) + 1]
+
+    out, err = command("eval", run_dir).communicate(timeout=120)
+    assert "after RL" in out, err
+    out, err = command("export-hf", run_dir, str(tmp_path / "hf")).communicate(timeout=120)
+    assert json.loads((tmp_path / "hf/config.json").read_text())["model_type"] == "qwen2", err
+
+
+@pytest.mark.slow
+def test_recipe_of_the_shipped_weights_reproduces(tmp_path):
+    """The first steps of the cold start's recipe, against the record shipped beside its weights."""
+    shipped = configs.asset_dir("package:quickstart/cold_start") / metrics.METRICS
+    want = [json.loads(line) for line in shipped.read_text().splitlines()]
+    want = [r for r in want if r["kind"] == "sft"][:2]
+    steps = want[-1]["step"]
+    cfg = configs.load(
+        ROOT / "configs/quickstart_sft.toml",
+        ["mesh.data=8", f"run_dir={str(tmp_path / 'run')!r}", "eval.num_problems=9"],
+    )
+
+    class Enough(Exception):
+        pass
+
+    def stop(self, state, phase, step):
+        if step == steps:
+            raise Enough
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
+        patch.setattr(loop.Run, "save_if_due", stop)
+        loop.train(cfg, Display())
+    got = [r for r in metrics.read(tmp_path / "run") if r["kind"] == "sft"]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
+        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=5e-3)
+
+
+def test_environment_of_the_run_is_left_alone(first):
+    """Signal handlers are put back after a run."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert os.path.isdir(first / "checkpoints")
