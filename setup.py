@@ -31,6 +31,8 @@ setup(
         "test": [
             "pytest>=9",
             "hypothesis>=6",  # random token streams
+            "beartype>=0.20",  # checks the shapes in signatures
+            "ruff==0.17.6",  # style; its formatting changes between versions
             "torch==2.13.0",  # the reference implementation that parity tests compare with
         ],
     },

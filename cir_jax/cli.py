@@ -108,20 +108,20 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from cir_jax.train import loop
-    from cir_jax.train.display import Display
-
-    cfg = configs.override(loop.load_run(args.run_dir), args.overrides)
+    cfg = configs.override(configs.load_run(args.run_dir), args.overrides)
     tasks.check_names(cfg.data.tasks)
-    display = Display()
-    loop.evaluate_run(cfg, args.run_dir, display)
+    from cir_jax.train.display import Display
+    from cir_jax.train.loop import evaluate_run
+
+    evaluate_run(cfg, args.run_dir, Display())
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from cir_jax.train import loop
+    cfg = configs.load_run(args.run_dir)
+    from cir_jax.train.loop import export_run
 
-    loop.export_run(loop.load_run(args.run_dir), args.run_dir, args.out)
+    export_run(cfg, args.run_dir, args.out)
     print(args.out)
     return 0
 

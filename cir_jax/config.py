@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+CONFIG_FILE = "config.json"
 PACKAGE_PREFIX = "package:"
 ASSETS = Path(__file__).parent / "assets"
 
@@ -368,6 +369,24 @@ def override(cfg: Config, overrides: Sequence[str]) -> Config:
     for text in overrides:
         _apply_override(tree, text)
     return from_tree(tree)
+
+
+def save_run(cfg: Config, run_dir: Path) -> None:
+    """Writes the resolved config into a run directory."""
+    text = json.dumps(to_tree(cfg), indent=1) + "\n"
+    (run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def holds_run(run_dir: Path) -> bool:
+    return (run_dir / CONFIG_FILE).exists()
+
+
+def load_run(run_dir: Path) -> Config:
+    """The resolved config that a run directory was made with."""
+    if not holds_run(run_dir):
+        missing = run_dir / CONFIG_FILE if run_dir.is_dir() else run_dir
+        raise ConfigError(missing_file("RUN_DIR", missing))
+    return from_tree(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8")))
 
 
 def to_tree(cfg: Config) -> dict[str, Any]:

@@ -35,6 +35,11 @@ class Problem:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def prompt_text(template: str, problem: Problem) -> str:
+    """The prompt: {question} is replaced, other braces (as in `\\boxed{}`) stay."""
+    return template.replace("{question}", problem.question)
+
+
 @dataclasses.dataclass(frozen=True)
 class ExecResult:
     """The outcome of one program.

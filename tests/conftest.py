@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, strict ranks, our warnings as errors, a compilation cache that stays."""
+"""Eight virtual CPU devices, strict ranks and shapes, a compilation cache that stays."""
 
 import os
 from pathlib import Path
@@ -12,6 +12,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked in the tests only.
+install_import_hook(
+    [
+        "cir_jax.masked",
+        "cir_jax.models",
+        "cir_jax.rl",
+        "cir_jax.rollout.decode",
+        "cir_jax.rollout.sampling",
+        "cir_jax.train.step",
+    ],
+    "beartype.beartype",
+)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

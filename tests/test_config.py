@@ -155,7 +155,7 @@ def test_evaluation_allows_the_largest_budget_unless_told(overrides, calls):
         ("rl.stesp=3", "rl.steps"),
         ("rl.optm.learning_rate=3", "rl.optim.learning_rate"),
         ("learning_rate=3", "rl.optim.learning_rate"),
-        ("model.hidden_size=3", "model.head_dim"),
+        ("model.with=3", "model.width"),
         ("rollout.max_cals=3", "rollout.max_calls"),
         ("data.tasks.sum=3", "data.tasks"),
         ("rl..steps=3", "rl.steps"),
@@ -171,8 +171,8 @@ def test_unknown_key_names_the_nearest(override, nearest):
 
 
 @pytest.mark.parametrize("key", FIELDS)
-def test_nearest_key_of_one_wrong_letter(key):
-    wrong = key[:-1] + ("x" if key[-1] != "x" else "y")
+def test_nearest_key_of_one_letter_too_many(key):
+    wrong = key + key[-1]
     assert message(f"{wrong}=1") == f"{wrong}=1: unknown key; nearest valid key: {key}"
 
 

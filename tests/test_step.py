@@ -103,9 +103,7 @@ def test_first_ratio_is_exactly_one():
         optimizer = make_optimizer(RL.optim, 10)
         state = init_state(init_params(MODEL, mesh, 0), MODEL, mesh, optimizer)
         batch, count = pack(sequences(), row_length=ROW, micro_rows=4, max_micro=3)
-        old = old_logprobs(
-            state.params, batch, jnp.int32(count), jnp.float32(0.8), cfg=MODEL
-        )
+        old = old_logprobs(state.params, batch, jnp.int32(count), jnp.float32(0.8), cfg=MODEL)
         update = make_update(MODEL, mesh, optimizer, rl_loss_fn(RL))
         _, metrics = update(state, batch, old, jnp.int32(count), jnp.float32(0.8))
     assert float(metrics["ratio_mean"]) == pytest.approx(1.0, abs=1e-6)

@@ -73,6 +73,9 @@ def programs(problem: Problem) -> tuple[str, str]:
         case "spelled":
             (n,) = problem.metadata["operands"]
             return f"print({n})", f"print(digits({n}))"
+        case "after":
+            (n,) = problem.metadata["operands"]
+            return f"print({n} + 1)", f"print(after({n}))"
         case "times":
             a, b = problem.metadata["operands"]
             return f"print({a} * {b})", f"print({a} x {b})"

@@ -1,4 +1,4 @@
-"""Which problems a step sees: grain datasets indexed by element, so that a resume needs no state."""
+"""Which problems a step sees: grain datasets indexed by element; a resume needs no state."""
 
 import zlib
 from collections.abc import Sequence

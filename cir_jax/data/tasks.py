@@ -128,12 +128,18 @@ def _times(rng: random.Random) -> Drawn:
     return question, a * b, [a, b]
 
 
+def _after(rng: random.Random) -> Drawn:
+    n = rng.randrange(100, 100000)
+    return f"What number comes right after {n}?", n + 1, [n]
+
+
 TASKS: dict[str, Task] = {
     # Text suffices.
-    "sum": _gym("chain_sum", False, min_terms=2, max_terms=2, min_digits=1, max_digits=2),
     "larger": _words("larger", False, _larger),
     "spelled": _words("spelled", False, _spelled),
+    "after": _words("after", False, _after),
     # Only code is reliable.
+    "sum": _gym("chain_sum", True, min_terms=2, max_terms=2, min_digits=1, max_digits=2),
     "chain": _gym("chain_sum", True, min_terms=4, max_terms=4, min_digits=2, max_digits=3),
     "product": _gym("products", True, min_terms=2, max_terms=2, min_digits=2, max_digits=3),
     "lcm": _gym("lcm", True, min_value=11, max_value=99),

@@ -14,6 +14,12 @@ from cir_jax.models import qwen
 
 WEIGHTS = "model.safetensors"
 
+_TOP_NAMES = {
+    "embed": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+
 
 def _layer_tensors(cfg: ModelConfig) -> dict[str, tuple[str, ...]]:
     """HF name within a layer -> path in our tree."""
@@ -52,9 +58,17 @@ def _from_hf(path: tuple[str, ...], value: np.ndarray, shape: tuple[int, ...]) -
 
 
 def export(params: qwen.Params, cfg: ModelConfig, directory: Path, tokenizer: Path) -> None:
-    """Writes weights (float32), config and tokenizer files that transformers loads."""
+    """Writes weights (float32), config and tokenizer files that transformers loads.
+
+    Raises ValueError for a model that is neither Qwen2.5 nor Qwen3.
+    """
     from safetensors.numpy import save_file
 
+    if cfg.qkv_bias == cfg.qk_norm:
+        raise ValueError(
+            f"model.qkv_bias={cfg.qkv_bias} and model.qk_norm={cfg.qk_norm}: transformers has "
+            "bias without norm (Qwen2.5) and norm without bias (Qwen3)"
+        )
     tensors = {
         "model.embed_tokens.weight": np.asarray(params["embed"]),
         "model.norm.weight": np.asarray(params["final_norm"]["scale"]),
@@ -68,6 +82,7 @@ def export(params: qwen.Params, cfg: ModelConfig, directory: Path, tokenizer: Pa
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / WEIGHTS).chmod(0o644)  # save_file leaves it to the owner alone
     (directory / "config.json").write_text(json.dumps(_hf_config(cfg), indent=1) + "\n")
     for file in tokenizer.iterdir():
         shutil.copy(file, directory / file.name)
@@ -84,26 +99,23 @@ def load(directory: Path, cfg: ModelConfig, mesh: Mesh) -> qwen.Params:
     with safe_open(file, framework="numpy") as tensors:
         unread = set(tensors.keys())
 
-        def read(name: str) -> np.ndarray:
+        def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
             if name not in unread:
                 raise ValueError(f"{file}: tensor {name} is missing")
             unread.remove(name)
-            return tensors.get_tensor(name).astype(np.float32)
+            value = tensors.get_tensor(name)
+            if value.shape != shape:
+                raise ValueError(f"{file}: tensor {name} has shape {value.shape}, expected {shape}")
+            return value.astype(np.float32)
 
-        def leaf(path: tuple, target: jax.ShapeDtypeStruct) -> np.ndarray:
-            keys = tuple(k.key for k in path)
-            if keys[0] != "layers":
-                return _checked(read(_top_names()[keys[0]]), target.shape, file, keys)
-            name = layer_names[keys[1:]]
-            layers = [read(f"model.layers.{n}.{name}") for n in range(cfg.num_layers)]
-            size = int(np.prod(target.shape[1:]))
-            for n, value in enumerate(layers):
-                if value.size != size:
-                    raise ValueError(
-                        f"{file}: tensor model.layers.{n}.{name} has shape {value.shape}, "
-                        f"expected {size} entries for {target.shape[1:]}"
-                    )
-            return np.stack([_from_hf(keys[1:], v, target.shape[1:]) for v in layers])
+        def leaf(keys: tuple, target: jax.ShapeDtypeStruct) -> np.ndarray:
+            path = tuple(key.key for key in keys)
+            if path[0] != "layers":
+                return read(_TOP_NAMES[path[0]], target.shape)
+            path, shape = path[1:], target.shape[1:]
+            hf_shape = _to_hf(path, np.empty(shape)).shape
+            names = (f"model.layers.{n}.{layer_names[path]}" for n in range(cfg.num_layers))
+            return np.stack([_from_hf(path, read(name, hf_shape), shape) for name in names])
 
         layer_names = {path: name for name, path in _layer_tensors(cfg).items()}
         params = jax.tree_util.tree_map_with_path(leaf, qwen.abstract_params(cfg))
@@ -111,22 +123,6 @@ def load(directory: Path, cfg: ModelConfig, mesh: Mesh) -> qwen.Params:
             raise ValueError(f"{file}: unexpected tensor {sorted(unread)[0]}")
     shardings = qwen.param_shardings(cfg, mesh)
     return jax.tree.map(lambda x, s: jax.device_put(jnp.asarray(x), s), params, shardings)
-
-
-def _top_names() -> dict[str, str]:
-    return {
-        "embed": "model.embed_tokens.weight",
-        "final_norm": "model.norm.weight",
-        "head": "lm_head.weight",
-    }
-
-
-def _checked(value: np.ndarray, shape: tuple[int, ...], file: Path, keys: tuple) -> np.ndarray:
-    if value.shape != shape:
-        raise ValueError(
-            f"{file}: tensor {_top_names()[keys[0]]} has shape {value.shape}, expected {shape}"
-        )
-    return value
 
 
 def _get(tree: qwen.Params, path: tuple[str, ...]):

@@ -17,7 +17,7 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     dual_clip: float,
-    num_tokens: Float[Array, ""],
+    num_tokens: Float[Array, ""] | float,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Clipped surrogate with separate bounds, summed over trained tokens / num_tokens.
 
@@ -30,7 +30,9 @@ def policy_loss(
     """
     weight = trained.astype(jnp.float32)
     # An untrained token's ratio is 1, so that its gradient is exactly zero and never nan.
-    log_ratio = jnp.where(trained, logp - old_logp, 0.0)
+    # Beyond e^20 both clips hold, whatever the sign of A: the bound changes nothing, but keeps
+    # exp finite, whose gradient would be 0 * inf.
+    log_ratio = jnp.where(trained, jnp.minimum(logp - old_logp, 20.0), 0.0)
     ratio = jnp.exp(log_ratio)
     plain = -advantage * ratio
     clipped = -advantage * jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
@@ -53,7 +55,7 @@ def policy_loss(
 
 
 def sft_loss(
-    logp: Float[Array, "B T"], trained: Bool[Array, "B T"], *, num_tokens: Float[Array, ""]
+    logp: Float[Array, "B T"], trained: Bool[Array, "B T"], *, num_tokens: Float[Array, ""] | float
 ) -> tuple[Float[Array, ""], Metrics]:
     """Negative log-likelihood of the trained tokens, summed / num_tokens."""
     return -masked_sum(logp, trained.astype(jnp.float32)) / num_tokens, {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
-from cir_jax.records import Author, Call, ExecResult, Problem, Trajectory
+from cir_jax.records import Author, Call, ExecResult, Problem, Trajectory, prompt_text
 from cir_jax.rollout import decode, fence
 from cir_jax.rollout.sampling import row_keys
 from cir_jax.sandbox.pool import Sandbox
@@ -90,7 +90,7 @@ class Engine:
         return _Run(self, params, problems, samples, max_calls, temperature, phase, step).run()
 
     def prompt_ids(self, problem: Problem) -> list[int]:
-        ids = self._tokenizer.encode(self._template.format(question=problem.question))
+        ids = self._tokenizer.encode(prompt_text(self._template, problem))
         if len(ids) > self._max_prompt_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens={self._max_prompt_tokens}: the prompt of problem "
@@ -152,7 +152,8 @@ class _Run:
     def _admit(self) -> set[int]:
         """New rows into free slots."""
         free = [slot for slot in range(self.cfg.slots) if slot not in self.rows]
-        entering = [(slot, self.waiting_room.popleft()) for slot, _ in zip(free, self._queued())]
+        free = free[: len(self.waiting_room)]
+        entering = [(slot, self.waiting_room.popleft()) for slot in free]
         for at in range(0, len(entering), self.cfg.prefill_rows):
             part = entering[at : at + self.cfg.prefill_rows]
             slots = [slot for slot, _ in part]
@@ -169,9 +170,6 @@ class _Run:
             self.rows[slot] = row
         self._extend([(slot, row.prompt_ids) for slot, row in entering], Author.PROMPT)
         return {slot for slot, _ in entering}
-
-    def _queued(self) -> range:
-        return range(len(self.waiting_room))
 
     def _put_back(self, *, wait: bool) -> set[int]:
         """Outputs of finished programs into their rows; with `wait`, of at least one."""

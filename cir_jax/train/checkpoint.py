@@ -21,20 +21,20 @@ class Place:
 
 
 class Checkpoints:
-    """Numbered by steps done over all phases; the newest `keep` stay."""
+    """Numbered in the order of saving; the newest `keep` stay."""
 
     def __init__(self, run_dir: Path, keep: int):
         self._manager = ocp.CheckpointManager(
             (run_dir / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
+        self._number = self._manager.latest_step() or 0
 
-    def save(self, number: int, state: TrainState, place: Place) -> None:
-        """Starts an asynchronous save; a save of the same number is kept as it is."""
-        if self._manager.latest_step() == number:
-            return
+    def save(self, state: TrainState, place: Place) -> None:
+        """Starts an asynchronous save."""
+        self._number += 1
         self._manager.save(
-            number,
+            self._number,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state._asdict()),
                 place=ocp.args.JsonSave(dataclasses.asdict(place)),
@@ -43,11 +43,10 @@ class Checkpoints:
 
     def restore(self, target: TrainState) -> tuple[TrainState, Place] | None:
         """The newest state, laid out as `target` says (abstract arrays); None if there is none."""
-        number = self._manager.latest_step()
-        if number is None:
+        if not self._number:
             return None
         restored = self._manager.restore(
-            number,
+            self._number,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(target._asdict()),
                 place=ocp.args.JsonRestore(),

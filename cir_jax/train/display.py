@@ -9,13 +9,14 @@ from rich.table import Table
 # Without a terminal: seconds between two lines of a phase.
 _LINE_EVERY_S = 10.0
 
+# Columns of the results table: figure of `code_stats` -> title.
 _COLUMNS = {
     "accuracy": "accuracy",
     "code_share": "uses code",
-    "needed_code_share": "uses code where needed",
-    "calls_per_response": "programs per response",
-    "programs_ok_share": "programs that run",
-    "response_tokens": "response tokens",
+    "needed_code_share": "where needed",
+    "calls_per_response": "programs",
+    "programs_ok_share": "run ok",
+    "response_tokens": "tokens",
 }
 
 
@@ -71,7 +72,7 @@ class Display:
 
     def table(self, rows: list[dict]) -> None:
         """The results table; a row has `stage` and the figures of `code_stats`."""
-        table = Table(title="Held-out problems, greedy")
+        table = Table(title="Held-out problems, greedy; programs and tokens per response")
         table.add_column("stage")
         for title in _COLUMNS.values():
             table.add_column(title, justify="right")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -41,10 +40,8 @@ from cir_jax.train.state import (
 )
 from cir_jax.train.step import make_update, old_logprobs, rl_loss_fn, sft_loss_fn
 
-CONFIG_FILE = "config.json"
 # The table's rows, by the phase that is about to begin.
 STAGES = {"sft": "before SFT", "rl": "after SFT", "done": "after RL"}
-_SFT_PER_RECORD = 20  # SFT steps per line of metrics.jsonl.
 
 
 class Interrupted(Exception):
@@ -68,8 +65,7 @@ class Run:
     stop: bool = False
 
     def save(self, state: TrainState, phase: str, step: int) -> None:
-        number = step if phase == "sft" else self.cfg.sft.steps + step + 1
-        self.checkpoints.save(number, state, Place(phase, step, self.writer.sizes()))
+        self.checkpoints.save(state, Place(phase, step, self.writer.sizes()))
 
     def save_if_due(self, state: TrainState, phase: str, step: int) -> None:
         """Saves every so many steps, and when asked to stop (then raises Interrupted)."""
@@ -155,8 +151,8 @@ def train(cfg: Config, display: Display) -> Path:
     display.note(f"run directory: {run_dir}")
     with open_run(cfg, run_dir, display) as run:
         state, place = restore(run) if cfg.resume else (None, Place("start", 0))
+        configs.save_run(cfg, run_dir)
         if place.phase == "start":
-            _save_config(cfg, run_dir)
             params = init_params(cfg.model, run.mesh, cfg.seed)
             run.record_stage(params, "sft", 0)
             state = init_state(params, cfg.model, run.mesh, sft_optimizer(cfg))
@@ -180,15 +176,18 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
     """Masked SFT on generated trajectories, or the weights that such a run has made."""
     cfg = run.cfg
     if cfg.sft.weights:
-        return hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh)
+        try:
+            return hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"sft.weights={cfg.sft.weights!r}: {error}") from error
     data = SFTData(cfg, run.tokenizer, run.sandbox)
     update = make_update(cfg.model, run.mesh, sft_optimizer(cfg), sft_loss_fn)
     num_max = max_micro(cfg.sft.batch_size, cfg.sft.micro_rows)
     shape = (num_max, cfg.sft.micro_rows, cfg.max_length)
     old_logp = jax.device_put(np.zeros(shape, np.float32), meshes.sharding(run.mesh))
     run.display.begin("SFT", cfg.sft.steps, first_step)
-    rows, timer = [], metrics.Timer()
     for step in range(first_step, cfg.sft.steps):
+        timer = metrics.Timer()
         with timer.stage("data_s"):
             batch, num_micro = pack(
                 data.sequences(step),
@@ -200,13 +199,10 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
             state, figures = update(
                 state, put(batch, run.mesh), old_logp, jnp.int32(num_micro), jnp.float32(1.0)
             )
-            rows.append(metrics.plain(figures))
-        done = step + 1
-        run.display.step(done, {"loss": rows[-1]["loss"]})
-        if done % _SFT_PER_RECORD == 0 or done == cfg.sft.steps or run.stop:
-            run.writer.write("sft", done, metrics.mean(rows), timer.seconds)
-            rows, timer = [], metrics.Timer()
-            run.save_if_due(state, "sft", done)
+            figures = metrics.plain(figures)
+        run.writer.write("sft", step + 1, figures, timer.seconds)
+        run.display.step(step + 1, {"loss": figures["loss"]})
+        run.save_if_due(state, "sft", step + 1)
     return state.params
 
 
@@ -351,7 +347,9 @@ def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
     with open_run(cfg, run_dir, display) as run:
         state, place = _saved(newest(cfg, run.checkpoints, run.mesh), run_dir)
         result = run.evaluate(state.params)
-        display.table([{"stage": STAGES[place.phase]} | result.summary])
+        at_end = place.phase == "done"
+        stage = STAGES["done"] if at_end else f"{place.phase} step {place.step}"
+        display.table([{"stage": stage} | result.summary])
         return result
 
 
@@ -369,14 +367,6 @@ def _saved(restored: tuple[TrainState, Place] | None, run_dir: Path) -> tuple[Tr
     return restored
 
 
-def load_run(run_dir: Path) -> Config:
-    """The resolved config that a run directory was made with."""
-    path = run_dir / CONFIG_FILE
-    if not path.is_file():
-        raise ConfigError(configs.missing_file("run directory", path))
-    return configs.from_tree(json.loads(path.read_text(encoding="utf-8")))
-
-
 def find_run_dir(cfg: Config) -> Path:
     """run_dir, or the next (to resume: the newest) number under runs/NAME. Makes it."""
     parent = Path("runs") / cfg.name
@@ -385,17 +375,12 @@ def find_run_dir(cfg: Config) -> Path:
         run_dir = Path(cfg.run_dir)
     else:
         run_dir = parent / f"{max(numbers, default=0) + (not (cfg.resume and numbers)):03d}"
-    if (run_dir / CONFIG_FILE).exists() and not cfg.resume:
+    if configs.holds_run(run_dir) and not cfg.resume:
         raise ConfigError(
             f"run_dir={str(run_dir)!r}: holds a run; pass resume=true to go on with it"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
-
-
-def _save_config(cfg: Config, run_dir: Path) -> None:
-    text = json.dumps(configs.to_tree(cfg), indent=1) + "\n"
-    (run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -404,6 +389,7 @@ def _stop_on_signal(run: Run) -> Iterator[None]:
 
     def ask(signum, frame):
         if run.stop:
+            run.display.end()
             os._exit(130)
         run.stop = True
         run.display.note("stopping after this step; once more to stop at once")

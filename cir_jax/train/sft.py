@@ -9,7 +9,7 @@ import numpy as np
 
 from cir_jax.config import Config
 from cir_jax.data.demonstrations import Demonstration, demonstration
-from cir_jax.records import Author, ExecResult
+from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
@@ -24,7 +24,7 @@ def segments(
     demo: Demonstration, results: Sequence[ExecResult], template: str
 ) -> list[tuple[Author, str]]:
     """The trajectory's stretches of text by author, as a rollout would have written them."""
-    out = [(Author.PROMPT, template.format(question=demo.problem.question))]
+    out = [(Author.PROMPT, prompt_text(template, demo.problem))]
     text = ""
     for code, result in zip(demo.programs, results, strict=True):
         text = result_text(result)
