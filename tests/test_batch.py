@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,5 +130,5 @@ def test_micro_batch_is_a_slice():
     batch, num_micro = packed(sequences([ROW] * 7), micro_rows=2)
     assert num_micro == 4
     for m in range(num_micro):
-        for part, whole in zip(micro(batch, m), batch, strict=True):
+        for part, whole in zip(micro(batch, jnp.int32(m)), batch, strict=True):
             assert (np.asarray(part) == whole[m]).all()

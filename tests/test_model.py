@@ -244,7 +244,8 @@ def test_packed_rows_equal_unpacked(cfg):
 
 
 def test_a_token_depends_on_those_before_it_in_its_segment_alone():
-    ids, positions, segment_ids = pack_rows([[random_ids(8), random_ids(8)]], 20)
+    rows = pack_rows([[random_ids(8), random_ids(8)]], 20)
+    ids, positions, segment_ids = map(jnp.asarray, rows)
 
     @jax.jit
     @jax.jacrev
@@ -252,7 +253,7 @@ def test_a_token_depends_on_those_before_it_in_its_segment_alone():
         """One entry of each token's hidden state, by the scale of each token's embedding."""
         table = params_of(QWEN2)["embed"][ids[0]] * scale_T[:, None]
         params = params_of(QWEN2) | {"embed": table}
-        row = np.arange(20, dtype=np.int32)[None]
+        row = jnp.arange(20)[None]
         return qwen.forward(params, QWEN2, row, positions, segment_ids)[0, :, 0]
 
     depends = np.asarray(dependence(jnp.ones(20))) != 0
@@ -413,7 +414,7 @@ def on_mesh(cfg, mesh):
 )
 def test_forward_and_head_on_a_mesh_equal_one_device(cfg, shape):
     rows = pack_rows([[random_ids(9, seed=n), random_ids(7, seed=n + 50)] for n in range(8)], 24)
-    targets = random_ids(SHAPE, seed=1)
+    targets = jnp.asarray(random_ids(SHAPE, seed=1))
 
     def logprobs(params, hidden):
         return logprob.token_logprobs(hidden, qwen.head_table(params), targets, 1.0, 64)
