@@ -347,8 +347,8 @@ def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
     with open_run(cfg, run_dir, display) as run:
         state, place = _saved(newest(cfg, run.checkpoints, run.mesh), run_dir)
         result = run.evaluate(state.params)
-        at_end = place.phase == "done"
-        stage = STAGES["done"] if at_end else f"{place.phase} step {place.step}"
+        begun = place.phase == "done" or place.step == 0
+        stage = STAGES[place.phase] if begun else f"{place.phase} step {place.step}"
         display.table([{"stage": stage} | result.summary])
         return result
 
