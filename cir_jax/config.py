@@ -17,6 +17,7 @@ import pydantic
 from pydantic import Field
 
 CONFIG_FILE = "config.json"
+PARAMS_DIR = "params"
 PACKAGE_PREFIX = "package:"
 ASSETS = Path(__file__).parent / "assets"
 
@@ -165,7 +166,8 @@ class SFTConfig(Section):
     """Cold start by masked fine-tuning on generated trajectories (R1-CI, first stage)."""
 
     weights: str = ""
-    """Directory (or package:NAME) of weights made by such a run; if set, no SFT steps are run."""
+    """Directory (or package:NAME) of weights to start from, as import-hf writes it or a Hugging
+    Face one; if set, no SFT steps are run."""
     steps: NonNegativeInt = 0
     """Updates."""
     num_trajectories: PositiveInt = 20000
@@ -408,6 +410,11 @@ def save_run(cfg: Config, run_dir: Path) -> None:
 
 def holds_run(run_dir: Path) -> bool:
     return (run_dir / CONFIG_FILE).exists()
+
+
+def holds_weights(directory: Path) -> bool:
+    """Whether `cir-jax import-hf` made the directory."""
+    return (directory / PARAMS_DIR).is_dir()
 
 
 def load_run(run_dir: Path) -> Config:
