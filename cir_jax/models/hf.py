@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from cir_jax import mesh as meshes
@@ -336,8 +336,9 @@ def load(directory: Path, cfg: ModelConfig, mesh: Mesh, dtype=jnp.float32) -> qw
             value = _stack(layers, path, target.shape, dtype, meshes.sharding(mesh, *axes))
         else:
             layout = meshes.sharding(mesh, *axes)
-            value = _cast(_place(stored[names[0]], layout), dtype, layout)
-        _set(params, path, value)
+            value = _caster(dtype, layout)(_place(stored[names[0]], layout))
+        # Waits, so that the next tensor is not read while this one is still held.
+        _set(params, path, jax.block_until_ready(value))
     return params
 
 
@@ -346,29 +347,39 @@ def _place(tensor: Stored, layout: NamedSharding) -> Array:
     return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
 
-def _cast(value: Array, dtype, layout: NamedSharding) -> Array:
-    # Copied in any case: on CPUs the array may share numpy's memory, which cannot be donated.
-    cast = jax.jit(lambda x: jnp.copy(x.astype(dtype)), out_shardings=layout)
-    return jax.block_until_ready(cast(value))
-
-
 def _stack(
     layers: Iterator[Array], path: Keys, shape: tuple[int, ...], dtype, layout: NamedSharding
 ) -> Array:
     """The stacked parameter of HF's tensors, each written into its place on the devices."""
-    everywhere = NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+    stacked = _zeros(shape, dtype, layout)()
+    for number, value in enumerate(layers):
+        layer = jax.device_put(np.int32(number), everywhere)
+        stacked = jax.block_until_ready(_writer(path, layout)(stacked, value, layer))
+    return stacked
 
+
+# Cached, because a jitted function made anew is compiled anew.
+
+
+@functools.lru_cache
+def _caster(dtype, layout: NamedSharding) -> Callable[[Array], Array]:
+    # Copied in any case: on CPUs the array may share numpy's memory, which cannot be donated.
+    return jax.jit(lambda x: jnp.copy(x.astype(dtype)), out_shardings=layout)
+
+
+@functools.lru_cache
+def _zeros(shape: tuple[int, ...], dtype, layout: NamedSharding) -> Callable[[], Array]:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=layout)
+
+
+@functools.lru_cache
+def _writer(path: Keys, layout: NamedSharding) -> Callable[[Array, Array, Array], Array]:
     def write(stacked: Array, value: Array, layer: Int[Array, ""]) -> Array:
         ours = _from_hf(path, value, stacked.shape[1:]).astype(stacked.dtype)
         return jax.lax.dynamic_update_index_in_dim(stacked, ours, layer, 0)
 
-    write_donated = jax.jit(write, donate_argnums=0, out_shardings=layout)
-    stacked = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=layout)()
-    for number, value in enumerate(layers):
-        layer = jax.device_put(np.int32(number), everywhere)
-        # Waits, so that the next tensor is not read while this one is still held.
-        stacked = jax.block_until_ready(write_donated(stacked, value, layer))
-    return stacked
+    return jax.jit(write, donate_argnums=0, out_shardings=layout)
 
 
 def _stored_tensors(directory: Path) -> dict[str, Stored]:
