@@ -344,7 +344,9 @@ def load(directory: Path, cfg: ModelConfig, mesh: Mesh, dtype=jnp.float32) -> qw
 
 def _place(tensor: Stored, layout: NamedSharding) -> Array:
     value = tensorfile.read(tensor)
-    return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
+    placed = jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
+    # Waits, so that the host's copy is gone before the devices make theirs.
+    return jax.block_until_ready(placed)
 
 
 def _stack(
@@ -383,12 +385,12 @@ def _writer(path: Keys, layout: NamedSharding) -> Callable[[Array, Array, Array]
 
 
 def _stored_tensors(directory: Path) -> dict[str, Stored]:
-    """Where the tensors of a directory lie, by its index if it has one."""
-    index = directory / INDEX
-    if not index.exists():
-        if not (directory / WEIGHTS).exists():
-            raise ValueError(f"{directory}: holds neither {WEIGHTS} nor {INDEX}")
+    """Where a directory's tensors lie: one file (transformers prefers it too), or by index."""
+    if (directory / WEIGHTS).is_file():
         return tensorfile.read_header(directory / WEIGHTS)
+    index = directory / INDEX
+    if not index.is_file():
+        raise ValueError(f"{directory}: holds neither {WEIGHTS} nor {INDEX}")
     try:
         file_of = dict(_read_json(index)["weight_map"])
     except (KeyError, TypeError) as error:
