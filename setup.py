@@ -18,7 +18,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",  # sharded, asynchronous checkpoints
         "grain>=0.2.18,<0.3",  # indexed data pipelines
         "transformers>=5.23,<6",  # tokenizers; the format that weights are exchanged in
-        "safetensors>=0.8",  # weights on disk
+        "huggingface_hub>=1",  # published weights by id
         "jaxtyping>=0.3",  # shapes in signatures
         "pydantic>=2.14,<3",  # typed config with good errors
         "rich>=15",  # progress display and tables
@@ -33,6 +33,7 @@ setup(
             "hypothesis>=6",  # random token streams
             "beartype>=0.20",  # checks the shapes in signatures
             "ruff==0.17.6",  # style; its formatting changes between versions
+            "safetensors>=0.8",  # the reference reader and writer of the weights' format
             "torch==2.13.0",  # the reference implementation that parity tests compare with
         ],
     },

@@ -1,8 +1,9 @@
-"""Command line: cir-jax train | eval | export-hf | train-tokenizer."""
+"""Command line: cir-jax train | eval | import-hf | export-hf | train-tokenizer."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
@@ -52,10 +53,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(evaluate)
     evaluate.set_defaults(run=_eval)
 
+    importer = commands.add_parser(
+        "import-hf",
+        help="read published weights",
+        description="Reads Qwen2.5 or Qwen3 weights from a Hugging Face directory, or from the "
+        "hub, and writes them with config and tokenizer to the directory OUT, which sft.weights "
+        "of a config and export-hf take.",
+    )
+    importer.add_argument("source", metavar="DIR|HUB_ID")
+    importer.add_argument("out", metavar="OUT", type=Path)
+    importer.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="type that the weights are kept in (default: float32)",
+    )
+    importer.set_defaults(run=_import)
+
     export = commands.add_parser(
         "export-hf",
         help="write a run's newest weights for transformers",
-        description="Writes the newest checkpoint of RUN_DIR as a Hugging Face directory OUT.",
+        description="Writes the newest checkpoint of RUN_DIR, or the weights of a directory made "
+        "by import-hf, as a Hugging Face directory OUT.",
     )
     export.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     export.add_argument("out", metavar="OUT", type=Path)
@@ -117,13 +136,38 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
-    cfg = configs.load_run(args.run_dir)
-    from cir_jax.train.loop import export_run
+def _import(args: argparse.Namespace) -> int:
+    from cir_jax.train import weights
 
-    export_run(cfg, args.run_dir, args.out)
+    with _one_line_errors("import-hf"):
+        weights.import_hf(args.source, args.out, args.dtype)
     print(args.out)
     return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    if configs.holds_weights(args.run_dir):
+        from cir_jax.train import weights
+
+        with _one_line_errors("export-hf"):
+            weights.export_hf(args.run_dir, args.out)
+    else:
+        cfg = configs.load_run(args.run_dir)
+        from cir_jax.train.loop import export_run
+
+        with _one_line_errors("export-hf"):
+            export_run(cfg, args.run_dir, args.out)
+    print(args.out)
+    return 0
+
+
+@contextlib.contextmanager
+def _one_line_errors(command: str) -> Iterator[None]:
+    """What is wrong with files that the user names is no reason for a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{command}: {error}") from error
 
 
 def _train_tokenizer(args: argparse.Namespace) -> int:

@@ -11,12 +11,13 @@ import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import Field
 
 CONFIG_FILE = "config.json"
+PARAMS_DIR = "params"
 PACKAGE_PREFIX = "package:"
 ASSETS = Path(__file__).parent / "assets"
 
@@ -41,6 +42,31 @@ class Section(pydantic.BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+class YarnConfig(Section):
+    """YaRN scaling of the rotary embedding, for contexts longer than the model was trained on."""
+
+    factor: Annotated[float, Field(ge=1)]
+    """Context length divided by original_length (YaRN, section 2.3: s)."""
+    original_length: PositiveInt
+    """Context that the model was trained on before, positions (YaRN, section 2.3: L)."""
+    beta_fast: PositiveFloat = 32.0
+    """Wavelengths with more turns than this within original_length stay (YaRN, section 3.2)."""
+    beta_slow: PositiveFloat = 1.0
+    """Wavelengths with fewer turns than this are stretched by factor (YaRN, section 3.2)."""
+    attention_factor: PositiveFloat | None = None
+    """Scales cos and sin; null (leave out) = 0.1 ln(factor) + 1 (YaRN, section 3.4)."""
+    truncate: bool = True
+    """Round the two ends of the ramp between beta_fast and beta_slow outwards to whole pairs."""
+
+    @pydantic.model_validator(mode="after")
+    def _ramp(self) -> "YarnConfig":
+        if self.beta_fast < self.beta_slow:
+            raise ValueError(
+                f"beta_fast={self.beta_fast}: must be at least beta_slow={self.beta_slow}"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -70,6 +96,10 @@ class ModelConfig(Section):
     """RMSNorm on each query and key head (Qwen3: true)."""
     tied_embeddings: bool = True
     """The output head is the embedding table."""
+    max_positions: PositiveInt = 32768
+    """Context named in exported configs, positions; nothing here is cut at it."""
+    yarn: YarnConfig | None = None
+    """Null (leave out): plain rotary embedding."""
 
     @pydantic.model_validator(mode="after")
     def _shapes(self) -> "ModelConfig":
@@ -136,7 +166,8 @@ class SFTConfig(Section):
     """Cold start by masked fine-tuning on generated trajectories (R1-CI, first stage)."""
 
     weights: str = ""
-    """Directory (or package:NAME) of weights made by such a run; if set, no SFT steps are run."""
+    """Directory (or package:NAME) of weights to start from, as import-hf writes it or a Hugging
+    Face one; if set, no SFT steps are run."""
     steps: NonNegativeInt = 0
     """Updates."""
     num_trajectories: PositiveInt = 20000
@@ -381,6 +412,11 @@ def holds_run(run_dir: Path) -> bool:
     return (run_dir / CONFIG_FILE).exists()
 
 
+def holds_weights(directory: Path) -> bool:
+    """Whether `cir-jax import-hf` made the directory."""
+    return (directory / PARAMS_DIR).is_dir()
+
+
 def load_run(run_dir: Path) -> Config:
     """The resolved config that a run directory was made with."""
     if not holds_run(run_dir):
@@ -407,13 +443,21 @@ def describe() -> str:
     return "\n".join(_describe(Config, ""))
 
 
+def section_of(field: pydantic.fields.FieldInfo) -> type[Section] | None:
+    """The section that a field holds, if it holds one: `Section` or `Section | None`."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
 def _describe(section: type[Section], prefix: str) -> list[str]:
     lines = []
     for name, field in section.model_fields.items():
         key = prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            summary = (field.annotation.__doc__ or "").strip().splitlines()[0]
-            lines += ["", f"[{key}]  {summary}", *_describe(field.annotation, key + ".")]
+        if inner := section_of(field):
+            summary = (inner.__doc__ or "").strip().splitlines()[0]
+            lines += ["", f"[{key}]  {summary}", *_describe(inner, key + ".")]
             continue
         default = "required" if field.is_required() else f"default {_toml(field.default)}"
         text = " ".join((field.description or "").split())
@@ -436,8 +480,8 @@ def _all_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += _all_keys(field.annotation, prefix + name + ".")
+        if inner := section_of(field):
+            keys += _all_keys(inner, prefix + name + ".")
     return keys
 
 
@@ -527,5 +571,5 @@ def _meaning(key: str) -> str:
     section: Any = Config
     *parents, leaf = key.split(".")
     for part in parents:
-        section = section.model_fields[part].annotation
+        section = section_of(section.model_fields[part])
     return " ".join((section.model_fields[leaf].description or f"a table [{key}]").split())

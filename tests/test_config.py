@@ -10,7 +10,7 @@ import pytest
 
 from cir_jax import cli
 from cir_jax import config as configs
-from cir_jax.config import Config, ConfigError, RolloutConfig, Section, max_calls_at
+from cir_jax.config import Config, ConfigError, RolloutConfig, max_calls_at
 
 CONFIG = str(Path(__file__).parent.parent / "configs/quickstart_sft.toml")
 
@@ -18,8 +18,8 @@ CONFIG = str(Path(__file__).parent.parent / "configs/quickstart_sft.toml")
 def fields(section=Config, prefix=""):
     """(key, field) of every field that is no section."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from fields(field.annotation, f"{prefix}{name}.")
+        if inner := configs.section_of(field):
+            yield from fields(inner, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 
@@ -94,6 +94,15 @@ def test_override_of_a_section_that_the_file_leaves_out():
 def test_a_whole_section_may_be_given():
     cfg = configs.load(CONFIG, ["sandbox={timeout_s = 2.5}"])
     assert (cfg.sandbox.timeout_s, cfg.sandbox.num_workers) == (2.5, 2)
+
+
+def test_an_optional_section_is_none_or_whole():
+    assert configs.load(CONFIG).model.yarn is None
+    given = ["model.yarn.factor=4", "model.yarn.original_length=32768"]
+    cfg = configs.load(CONFIG, given)
+    assert (cfg.model.yarn.factor, cfg.model.yarn.beta_fast) == (4.0, 32.0)
+    assert configs.from_tree(json.loads(json.dumps(configs.to_tree(cfg)))) == cfg
+    assert "model.yarn.original_length: missing" in message(given[0])
 
 
 def test_override_of_a_loaded_config():
@@ -309,7 +318,8 @@ def test_defaults_in_the_help_are_toml():
         for line in configs.describe().splitlines()
         if "(default " in line
     }
-    assert shown.pop("eval.max_calls") == "null"  # TOML has none
+    for key in ("eval.max_calls", "model.yarn.attention_factor"):
+        assert shown.pop(key) == "null"  # TOML has none
     for key, text in shown.items():
         assert configs._tuples(tomllib.loads(f"x = {text}")["x"]) == FIELDS[key].default
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from cir_jax import config as configs
 from cir_jax import mesh as meshes
-from cir_jax.config import ConfigError, MeshConfig, ModelConfig
+from cir_jax.config import ConfigError, MeshConfig, ModelConfig, YarnConfig
 from cir_jax.models import hf, logprob, qwen
 from cir_jax.models.cache import Cache, make_cache
 
@@ -32,6 +32,8 @@ QWEN2 = ModelConfig(
 UNTIED = QWEN2.model_copy(update={"tied_embeddings": False})
 # Heads wider than width / num_heads, as in Qwen3.
 QWEN3 = UNTIED.model_copy(update={"qkv_bias": False, "qk_norm": True, "head_dim": 10})
+# A ramp with pairs below, on and above it, so that a lost setting shows.
+YARN = YarnConfig(factor=4.0, original_length=64, beta_fast=8.0, beta_slow=0.5)
 MODELS = {
     "qwen2": QWEN2,
     "qwen2-untied": UNTIED,
@@ -39,6 +41,10 @@ MODELS = {
     "qwen2-gqa7": UNTIED.model_copy(update={"num_heads": 14, "num_kv_heads": 2}),
     "qwen3": QWEN3,
     "qwen3-tied-gqa1": QWEN3.model_copy(update={"tied_embeddings": True, "num_kv_heads": 4}),
+    "qwen2-yarn": QWEN2.model_copy(update={"yarn": YARN, "head_dim": 16}),
+    "qwen3-yarn": QWEN3.model_copy(
+        update={"yarn": YARN.model_copy(update={"attention_factor": 1.3, "truncate": False})}
+    ),
     "qwen3-gqa7": QWEN3.model_copy(update={"num_heads": 7, "num_kv_heads": 1}),
 }
 each_model = pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)

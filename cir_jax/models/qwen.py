@@ -6,6 +6,7 @@ Source: Qwen2.5 technical report, arXiv:2412.15115; Qwen3, arXiv:2505.09388.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from cir_jax import mesh as meshes
-from cir_jax.config import ModelConfig
+from cir_jax.config import ModelConfig, YarnConfig
 from cir_jax.mesh import constrain
 from cir_jax.models.attention import attend, cache_mask, packed_mask
 from cir_jax.models.cache import Cache
@@ -46,13 +47,43 @@ class RMSNorm(nnx.Module):
         return (normed * scale).astype(x.dtype)
 
 
+def rope_frequencies(
+    head_dim: int, theta: float, yarn: YarnConfig | None
+) -> tuple[Float[Array, " H2"], float]:
+    """Radians per position of each pair i, theta^(-2i/H), and the factor on cos and sin.
+
+    With YaRN, pairs that turn fewer than beta_slow times within original_length turn `factor`
+    times slower, those of more than beta_fast turns stay, with a linear ramp between.
+    The ramp is linear in i, and its ends are rounded outwards to whole pairs if `truncate`, as in
+    transformers (and the authors' code); the paper's is linear in the number of turns.
+    Source: RoFormer, arXiv:2104.09864, eq. 15; YaRN, arXiv:2309.00071, sections 3.2 and 3.4.
+    """
+    plain = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if yarn is None:
+        return plain, 1.0
+
+    def pair_of(turns: float) -> float:
+        """The pair, as a real number, that turns this often within original_length."""
+        length = yarn.original_length / (2 * math.pi * turns)
+        return head_dim * math.log(length) / (2 * math.log(theta))
+
+    low, high = pair_of(yarn.beta_fast), pair_of(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = high - low or 0.001  # a step where the ends meet
+    stretched = jnp.clip((jnp.arange(head_dim // 2, dtype=jnp.float32) - low) / width, 0, 1)
+    scale = yarn.attention_factor or 0.1 * math.log(yarn.factor) + 1
+    return plain * (1 - stretched) + plain / yarn.factor * stretched, scale
+
+
 def rope_tables(
-    positions_BT: Int[Array, "B T"], head_dim: int, theta: float
+    positions_BT: Int[Array, "B T"], head_dim: int, theta: float, yarn: YarnConfig | None
 ) -> tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]]:
-    """cos and sin of position * theta^(-2i/H). Source: RoFormer, arXiv:2104.09864, eq. 15."""
-    inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BT.astype(jnp.float32)[:, :, None, None] * inverse[None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    """cos and sin of position * frequency."""
+    frequencies, scale = rope_frequencies(head_dim, theta, yarn)
+    angles = positions_BT.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rotate(
@@ -220,7 +251,7 @@ def forward(
 ) -> Float[Array, "B T D"]:
     """Normed hidden states of packed rows; tokens attend within their segment (0: padding)."""
     model = nnx.merge(_graph(cfg)[0], nnx.State(params))
-    cos, sin = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
+    cos, sin = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.yarn)
     where = _Where(cos, sin, packed_mask(positions_BT, segment_ids_BT), positions_BT)
     return model(ids_BT, where, None, dtype)[0]
 
@@ -243,7 +274,7 @@ def forward_cached(
     B, T = ids_BT.shape
     rows = jnp.arange(B) if rows_B is None else rows_B
     rows_BT = jnp.broadcast_to(rows[:, None], (B, T))
-    cos, sin = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
+    cos, sin = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.yarn)
     mask_BTS = cache_mask(positions_BT, cache.length)
     where = _Where(cos, sin, mask_BTS, positions_BT, rows_B, rows_BT)
     return model(ids_BT, where, cache, dtype)

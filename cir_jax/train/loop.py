@@ -28,6 +28,7 @@ from cir_jax.rollout.engine import Engine
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.tokenizer import Tokenizer
+from cir_jax.train import weights
 from cir_jax.train.checkpoint import Checkpoints, Place
 from cir_jax.train.display import Display
 from cir_jax.train.sft import SFTData
@@ -177,7 +178,7 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
     cfg = run.cfg
     if cfg.sft.weights:
         try:
-            return hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh)
+            return weights.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh)
         except (ValueError, OSError) as error:
             raise ConfigError(f"sft.weights={cfg.sft.weights!r}: {error}") from error
     data = SFTData(cfg, run.tokenizer, run.sandbox)
