@@ -20,6 +20,7 @@ from cir_jax.train.display import Display
 
 ROOT = Path(__file__).parent.parent
 MAKE_MESH = loop.meshes.make_mesh
+SIGINT_HANDLER = signal.getsignal(signal.SIGINT)
 TINY = (
     "sft.weights=''",
     "sft.steps=3",
@@ -126,6 +127,7 @@ def test_finished_run_resumes_to_nothing_more(first, tmp_path):
     assert files(copy) == files(first)
 
 
+@pytest.mark.slow
 def test_eight_devices_write_the_same_run(first, tmp_path, monkeypatch):
     """Same tokens and verdicts; figures to float32's accuracy."""
     monkeypatch.setattr(loop.meshes, "make_mesh", MAKE_MESH)
@@ -133,7 +135,8 @@ def test_eight_devices_write_the_same_run(first, tmp_path, monkeypatch):
     for a, b in zip(metrics.read(first), metrics.read(other), strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
-            assert b[key] == pytest.approx(value, rel=1e-3, abs=1e-5), (key, a, b)
+            close = value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-5)
+            assert b[key] == close, (key, a, b)
     for a, b in zip(*(metrics.read(d, metrics.SAMPLES) for d in (first, other)), strict=True):
         assert a["ids"] == b["ids"] and a["author"] == b["author"]
 
@@ -255,5 +258,5 @@ def test_recipe_of_the_shipped_weights_reproduces(tmp_path):
 
 def test_environment_of_the_run_is_left_alone(first):
     """Signal handlers are put back after a run."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is SIGINT_HANDLER
     assert os.path.isdir(first / "checkpoints")
