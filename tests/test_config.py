@@ -10,7 +10,7 @@ import pytest
 
 from cir_jax import cli
 from cir_jax import config as configs
-from cir_jax.config import Config, ConfigError, RolloutConfig, max_calls_at
+from cir_jax.config import PRESETS, Config, ConfigError, RolloutConfig, YarnConfig, max_calls_at
 
 CONFIG = str(Path(__file__).parent.parent / "configs/quickstart_sft.toml")
 
@@ -126,6 +126,110 @@ def test_configs_are_frozen_and_hashable():
         cfg.seed = 1
 
 
+# --- presets
+
+
+def with_model(directory, *lines):
+    """A config whose [model] has these lines."""
+    path = directory / "run.toml"
+    head = "name = 'x'\ntokenizer = 'package:quickstart/tokenizer'\ndata.tasks = ['sum']\n[model]\n"
+    path.write_text(head + "\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_loads_as_plain_values(tmp_path, name):
+    cfg = configs.load(with_model(tmp_path, f"preset = '{name}'"))
+    assert cfg.model == PRESETS[name]
+    configs.save_run(cfg, tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert set(saved["model"]) == set(configs.ModelConfig.model_fields)
+    assert configs.load_run(tmp_path) == cfg
+
+
+def test_keys_beside_a_preset_win(tmp_path):
+    path = with_model(
+        tmp_path,
+        "vocab_size = 640",
+        "preset = 'Qwen2.5-7B'",
+        "[model.yarn]",
+        "factor = 4.0",
+        "original_length = 32768",
+    )
+    yarn = YarnConfig(factor=4.0, original_length=32768)
+    expected = PRESETS["Qwen2.5-7B"].model_copy(update={"vocab_size": 640, "yarn": yarn})
+    assert configs.load(path).model == expected
+    cfg = configs.load(path, ["model.num_layers=2", "model.yarn.factor=2"])
+    yarn = yarn.model_copy(update={"factor": 2.0})
+    assert cfg.model == expected.model_copy(update={"num_layers": 2, "yarn": yarn})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.num_layers=2", "model.preset=Qwen3-8B"],
+        ["model.preset=Qwen3-8B", "model.num_layers=2"],
+        ["model={preset = 'Qwen3-8B', num_layers = 2}"],
+    ],
+)
+def test_override_of_a_preset_leaves_nothing_of_the_files(tmp_path, overrides):
+    path = with_model(tmp_path, "preset = 'Qwen2.5-7B'")
+    expected = PRESETS["Qwen3-8B"].model_copy(update={"num_layers": 2})
+    assert configs.load(path, overrides).model == expected
+    empty = with_model(tmp_path)
+    assert configs.load(empty, overrides).model == expected
+
+
+def test_the_files_own_keys_win_over_an_override_of_the_preset():
+    given = tomllib.loads(Path(CONFIG).read_text())["model"]
+    cfg = configs.load(CONFIG, ["model.preset=Qwen3-8B"])
+    assert cfg.model == PRESETS["Qwen3-8B"].model_copy(update=given)
+    assert (cfg.model.width, cfg.model.qk_norm) == (128, True)  # the file's, and the preset's
+    cfg = configs.load(CONFIG, ["model={preset = 'Qwen3-8B'}"])
+    assert cfg.model == PRESETS["Qwen3-8B"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Qwen2.5-6B", "model.preset='Qwen2.5-6B': unknown; nearest: Qwen2.5-7B"),
+        ("qwen3-8b", "model.preset='qwen3-8b': unknown; nearest: Qwen3-8B"),
+        ("''", f"model.preset='': unknown; known: {', '.join(PRESETS)}"),
+        ("7", "model.preset=7: must be a string, in quotes; Model that"),
+        ("['Qwen3-8B']", 'model.preset=["Qwen3-8B"]: must be a string, in quotes; Model that'),
+    ],
+)
+def test_bad_preset(tmp_path, value, expected):
+    assert message(f"model.preset={value}").startswith(expected)
+    quoted = value if value[0] in "'[7" else f"'{value}'"
+    path = with_model(tmp_path, f"preset = {quoted}")
+    assert message(path=path).startswith(expected)
+
+
+def test_preset_in_a_model_that_is_no_table():
+    assert message("model=Qwen3-8B") == 'model="Qwen3-8B": must be a table [model]'
+    expected = "model=3: must be a table [model]"
+    assert message("model=3", "model.preset=Qwen3-8B") == expected
+
+
+def test_mistakes_beside_a_preset_name_the_key(tmp_path):
+    path = with_model(tmp_path, "preset = 'Qwen2.5-7B'")
+    assert message("model.num_kv_heads=5", path=path) == (
+        "model.num_kv_heads=5: must divide num_heads=28"
+    )
+    assert message("model.width=wide", path=path).startswith('model.width="wide": must be a whole')
+    path = with_model(tmp_path, "preset = 'Qwen2.5-7B'", "with = 3")
+    assert message(path=path) == "model.with=3: unknown key; nearest valid key: model.width"
+
+
+def test_a_preset_cannot_be_put_under_a_resolved_config():
+    cfg = configs.load(CONFIG)
+    with pytest.raises(ConfigError, match='^model.preset="Qwen3-8B": no effect here'):
+        configs.override(cfg, ["model.preset=Qwen3-8B"])
+    cfg = configs.override(cfg, ["model={preset = 'Qwen3-8B'}"])
+    assert cfg.model == PRESETS["Qwen3-8B"]
+
+
 # --- the schedule of calls
 
 
@@ -169,6 +273,10 @@ def test_evaluation_allows_the_largest_budget_unless_told(overrides, calls):
         ("data.tasks.sum=3", "data.tasks"),
         ("rl..steps=3", "rl.steps"),
         ("sede=3", "seed"),
+        ("model.presett=3", "model.preset"),
+        ("model.pre_set=3", "model.preset"),
+        ("preset=3", "model.preset"),
+        ("model.preset.name=3", "model.preset"),
         ("rolout={slots = 3}", "rollout"),
         ("rollout={slots = 2, slotz = 3}", "rollout.slots"),
     ],
@@ -321,15 +429,21 @@ def test_defaults_in_the_help_are_toml():
     for key in ("eval.max_calls", "model.yarn.attention_factor"):
         assert shown.pop(key) == "null"  # TOML has none
     for key, text in shown.items():
-        assert configs._tuples(tomllib.loads(f"x = {text}")["x"]) == FIELDS[key].default
+        default = json.loads(json.dumps(FIELDS[key].default))  # tuples as lists
+        assert tomllib.loads(f"x = {text}")["x"] == default
 
 
 def test_train_help_prints_every_key(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", "--help"])
     assert caught.value.code == 0
-    words = capsys.readouterr().out.split()
-    assert set(FIELDS) <= set(words)
+    out = capsys.readouterr().out
+    assert set(FIELDS) <= set(out.split())
+    lines = out.splitlines()
+    at = lines.index("  model.preset  (optional)")
+    assert lines[at - 1].startswith("[model]")
+    meaning = lines[at + 1]
+    assert "Qwen2.5-7B" in meaning and "Every other key of [model]" in meaning
 
 
 # --- the command line
@@ -352,6 +466,7 @@ def run_cli(*argv):
         ("configs/none.toml", "seed=1", ["configs/none.toml"]),
         (CONFIG, "rl.stesp=3", ["rl.stesp=3", "rl.steps"]),
         (CONFIG, "rl.steps=-3", ["rl.steps=-3"]),
+        (CONFIG, "model.preset=Qwen2.5-6B", ["model.preset='Qwen2.5-6B'", "nearest: Qwen2.5-7B"]),
         (CONFIG, "rollout.max_calls=x", ['rollout.max_calls="x"']),
         (CONFIG, 'data.tasks=["sums"]', ["data.tasks", "'sums'", "nearest: sum"]),
     ],

@@ -1,0 +1,74 @@
+"""One TOML file is one run: typed sections, `key.path=value` overrides, errors that name the key.
+
+Every field's docstring gives its unit, and the source where a paper fixes its value;
+`cir-jax train --help` prints them. Nothing here imports jax, so a bad config fails at once.
+"""
+
+from cir_jax.config.base import Section
+from cir_jax.config.errors import ConfigError
+from cir_jax.config.files import (
+    CONFIG_FILE,
+    asset_dir,
+    from_tree,
+    holds_run,
+    holds_weights,
+    load,
+    load_run,
+    override,
+    save_run,
+    to_tree,
+)
+from cir_jax.config.keys import describe, section_of
+from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
+from cir_jax.config.presets import PRESETS, preset
+from cir_jax.config.sections import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SandboxConfig,
+    SFTConfig,
+    eval_max_calls,
+    max_calls_at,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "PRESETS",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvalConfig",
+    "LoRAConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RewardConfig",
+    "RLConfig",
+    "RolloutConfig",
+    "SandboxConfig",
+    "Section",
+    "SFTConfig",
+    "YarnConfig",
+    "asset_dir",
+    "describe",
+    "eval_max_calls",
+    "from_tree",
+    "holds_run",
+    "holds_weights",
+    "load",
+    "load_run",
+    "max_calls_at",
+    "override",
+    "preset",
+    "save_run",
+    "section_of",
+    "to_tree",
+]

@@ -1,0 +1,257 @@
+"""A run's config: every other section, from data to checkpoints, and the whole."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from cir_jax.config.model import ComputeConfig, ModelConfig
+
+
+class MeshConfig(Section):
+    """Devices per mesh axis; their product must be the number of devices."""
+
+    data: PositiveInt = 1
+    """Devices that hold copies of the parameters and share the rows."""
+    fsdp: PositiveInt = 1
+    """Devices that share the rows and the parameters."""
+    tensor: PositiveInt = 1
+    """Devices that share heads, MLP and vocabulary."""
+
+
+class DataConfig(Section):
+    """Problems and prompts."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Task kinds drawn with equal weight; names from cir_jax/data/tasks.py."""
+    template: str = "{question}\n"
+    """Prompt text; {question} is replaced. Raw text, no chat template (CIR, Math base model)."""
+    max_prompt_tokens: PositiveInt = 1024
+    """Longer prompts are an error, never cut, tokens (CIR: 1024)."""
+
+    @pydantic.field_validator("template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        if "{question}" not in value:
+            raise ValueError("must contain {question}")
+        return value
+
+
+class OptimConfig(Section):
+    """AdamW with global-norm clipping; a non-finite gradient norm skips the step."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate (CIR: 1e-6)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant (CIR), or cosine to a tenth of the peak at the last update."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates of linear warm-up (CIR: 0)."""
+    beta1: Share = 0.9
+    """Decay of the first moment (CIR: 0.9)."""
+    beta2: Share = 0.999
+    """Decay of the second moment (CIR: 0.999)."""
+    eps: PositiveFloat = 1e-8
+    """Added to the square root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay (CIR: 0.01)."""
+    clip_norm: PositiveFloat = 1.0
+    """Global norm to which gradients are scaled down (CIR: 1.0)."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Type that Adam's two moments are stored in; they are updated in float32."""
+
+
+class SFTConfig(Section):
+    """Cold start by masked fine-tuning on generated trajectories (R1-CI, first stage)."""
+
+    weights: str = ""
+    """Directory (or package:NAME) of weights to start from, as import-hf writes it or a Hugging
+    Face one; if set, no SFT steps are run."""
+    steps: NonNegativeInt = 0
+    """Updates."""
+    num_trajectories: PositiveInt = 20000
+    """Trajectories written by the generator, their programs run in the sandbox."""
+    text_share: Share = 0.6
+    """Share of trajectories that answer by text alone, right or (on hard problems) guessed."""
+    failed_share: Share = 0.1
+    """Share of the programs' trajectories whose first program fails and is then mended."""
+    batch_size: PositiveInt = 32
+    """Trajectories per update (R1-CI: 32)."""
+    micro_rows: PositiveInt = 16
+    """Packed rows per forward/backward pass."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer of the SFT phase."""
+
+
+Budget = NonNegativeInt | tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
+
+
+class RolloutConfig(Section):
+    """Sampling with code execution between decode segments."""
+
+    prompts_per_step: PositiveInt = 128
+    """Problems per RL step, P (CIR: 128)."""
+    samples_per_prompt: PositiveInt = 16
+    """Responses per problem, G (CIR: 16)."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits, in sampling and in training (CIR: 1.0)."""
+    max_calls: Budget = ((0, 2), (100, 3), (200, 4))
+    """Executed programs per response: a number, or [[from RL step, calls], ...]; 0 = text only
+    (CIR: 2, 3 from step 100, 4 from step 200)."""
+    max_response_tokens: PositiveInt = 4096
+    """Model and tool tokens per response (CIR: 4096)."""
+    slots: PositiveInt = 64
+    """Rows decoded together."""
+    segment_steps: PositiveInt = 16
+    """Decode steps between two looks of the host, tokens per row."""
+    prefill_rows: PositiveInt = 16
+    """Rows per prefill launch."""
+    prefill_chunk: PositiveInt = 64
+    """Tokens per row and prefill launch."""
+
+    @pydantic.field_validator("max_calls", mode="wrap")
+    @classmethod
+    def _schedule(cls, value: Any, validate: Callable[[Any], Budget]) -> Budget:
+        try:
+            budget = validate(value)
+        except pydantic.ValidationError:
+            # A union's own errors speak of one of its types only.
+            raise ValueError(
+                "must be a whole number >= 0, or [[step, calls], ...] of such numbers"
+            ) from None
+        if isinstance(budget, int):
+            return budget
+        steps = [step for step, _ in budget]
+        if not steps or steps[0] != 0 or steps != sorted(set(steps)):
+            raise ValueError("the schedule's steps must start at 0 and rise")
+        return budget
+
+
+class SandboxConfig(Section):
+    """Worker processes that run model-written programs."""
+
+    num_workers: PositiveInt = 2
+    """Programs run at the same time on this host."""
+    timeout_s: PositiveFloat = 5.0
+    """Wall time per program, seconds (CIR: 5)."""
+    memory_bytes: PositiveInt = 2 * 1024**3
+    """Address space per program, bytes."""
+
+
+class RewardConfig(Section):
+    """Graders: +1 if the last box of model-written text is right, else -1 (CIR)."""
+
+    num_workers: PositiveInt = 1
+    """Grader processes on this host."""
+    timeout_s: PositiveFloat = 10.0
+    """Wall time per answer, seconds."""
+
+
+class RLConfig(Section):
+    """Reinforcement learning on outcome rewards."""
+
+    steps: NonNegativeInt = 300
+    """RL steps: one rollout batch each (CIR: about 300)."""
+    minibatch_prompts: PositiveInt = 64
+    """Problems per update; divides rollout.prompts_per_step (CIR: 64, so two updates a step)."""
+    micro_rows: PositiveInt = 16
+    """Packed rows per forward/backward pass."""
+    advantage: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
+    """Estimator (CIR: REINFORCE++-baseline)."""
+    whiten_tool_tokens: bool = False
+    """Count tool tokens in the whitening's weights, as the reference code does."""
+    clip_low: Share = 0.2
+    """Lower clip distance of the probability ratio (CIR: 0.2)."""
+    clip_high: PositiveFloat = 0.28
+    """Upper clip distance of the probability ratio: clip-higher (CIR: 0.28)."""
+    dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    """Bound on the ratio's weight where the advantage is negative (CIR: 3.0)."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer of the RL phase."""
+
+
+class EvalConfig(Section):
+    """Held-out evaluation, greedy."""
+
+    num_problems: PositiveInt = 256
+    """Held-out problems, split evenly over the tasks."""
+    max_calls: NonNegativeInt | None = None
+    """Executed programs per response; null (leave out) = the largest of rollout.max_calls."""
+
+
+class CheckpointConfig(Section):
+    """Saved training states."""
+
+    every: PositiveInt = 10
+    """Steps between two saves (CIR: 10)."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+
+class Config(Section):
+    """A run."""
+
+    name: str
+    """Name of the run; its directory is runs/NAME/NNN unless run_dir is set."""
+    seed: NonNegativeInt = 0
+    """Every random choice of the run is a function of it."""
+    run_dir: str = ""
+    """Directory of this run; empty: the next free number under runs/NAME."""
+    resume: bool = False
+    """Go on from the newest checkpoint of run_dir (or of the newest run under runs/NAME)."""
+    tokenizer: str
+    """Directory of a Hugging Face tokenizer, or package:NAME for one that is shipped."""
+    samples_per_log: NonNegativeInt = 8
+    """Trajectories written to samples.jsonl per RL step."""
+    model: ModelConfig
+    mesh: MeshConfig = MeshConfig()
+    compute: ComputeConfig = ComputeConfig()
+    data: DataConfig
+    sft: SFTConfig = SFTConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    reward: RewardConfig = RewardConfig()
+    rl: RLConfig = RLConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.compute.attention == "cudnn" and self.compute.dtype == "float32":
+            raise ValueError("compute.dtype='float32': compute.attention='cudnn' needs 'bfloat16'")
+        devices = self.mesh.data * self.mesh.fsdp
+        for key, rows in (
+            ("sft.micro_rows", self.sft.micro_rows),
+            ("rl.micro_rows", self.rl.micro_rows),
+        ):
+            if rows % devices:
+                raise ValueError(
+                    f"{key}={rows}: must be a multiple of mesh.data x mesh.fsdp = {devices}, "
+                    "the devices that share the rows"
+                )
+        if self.rollout.prompts_per_step % self.rl.minibatch_prompts:
+            raise ValueError(
+                f"rl.minibatch_prompts={self.rl.minibatch_prompts}: must divide "
+                f"rollout.prompts_per_step={self.rollout.prompts_per_step}"
+            )
+        return self
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest possible trajectory."""
+        return self.data.max_prompt_tokens + self.rollout.max_response_tokens
+
+
+def max_calls_at(budget: Budget, step: int) -> int:
+    """The call budget of an RL step: the last entry of the schedule that has begun."""
+    if isinstance(budget, int):
+        return budget
+    return [calls for start, calls in budget if start <= step][-1]
+
+
+def eval_max_calls(cfg: Config) -> int:
+    if cfg.eval.max_calls is not None:
+        return cfg.eval.max_calls
+    budget = cfg.rollout.max_calls
+    return budget if isinstance(budget, int) else max(calls for _, calls in budget)
