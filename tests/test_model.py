@@ -1,4 +1,4 @@
-"""The model: parity with transformers, packing, cache, vocabulary head and meshes agree."""
+"""The model with itself: packing, cache, vocabulary head and meshes agree."""
 
 import functools
 import itertools
@@ -7,61 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
+from models_table import (
+    MODELS,
+    QWEN2,
+    QWEN3,
+    UNTIED,
+    assert_near,
+    both_families,
+    pack_rows,
+    params_of,
+    random_ids,
+)
 
-from cir_jax import config as configs
 from cir_jax import mesh as meshes
-from cir_jax.config import ConfigError, MeshConfig, ModelConfig, YarnConfig
-from cir_jax.models import hf, logprob, qwen
+from cir_jax.config import ConfigError, MeshConfig
+from cir_jax.models import logprob, qwen
 from cir_jax.models.cache import Cache, make_cache
 
-TOKENIZER = configs.asset_dir("package:quickstart/tokenizer")
-QWEN2 = ModelConfig(
-    vocab_size=64,
-    width=24,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    mlp_width=40,
-    rope_theta=500.0,  # no model's default, so that a lost setting shows
-    norm_eps=1e-5,
-)
-UNTIED = QWEN2.model_copy(update={"tied_embeddings": False})
-# Heads wider than width / num_heads, as in Qwen3.
-QWEN3 = UNTIED.model_copy(update={"qkv_bias": False, "qk_norm": True, "head_dim": 10})
-# A ramp with pairs below, on and above it, so that a lost setting shows.
-YARN = YarnConfig(factor=4.0, original_length=64, beta_fast=8.0, beta_slow=0.5)
-MODELS = {
-    "qwen2": QWEN2,
-    "qwen2-untied": UNTIED,
-    "qwen2-gqa1": QWEN2.model_copy(update={"num_kv_heads": 4}),
-    "qwen2-gqa7": UNTIED.model_copy(update={"num_heads": 14, "num_kv_heads": 2}),
-    "qwen3": QWEN3,
-    "qwen3-tied-gqa1": QWEN3.model_copy(update={"tied_embeddings": True, "num_kv_heads": 4}),
-    "qwen2-yarn": QWEN2.model_copy(update={"yarn": YARN, "head_dim": 16}),
-    "qwen3-yarn": QWEN3.model_copy(
-        update={"yarn": YARN.model_copy(update={"attention_factor": 1.3, "truncate": False})}
-    ),
-    "qwen3-gqa7": QWEN3.model_copy(update={"num_heads": 7, "num_kv_heads": 1}),
-}
-each_model = pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 SHAPE = (8, 24)
-
-
-@functools.cache
-def params_of(cfg):
-    """Random values everywhere: biases and norms too, which are 0 and 1 at the start."""
-    rng = np.random.default_rng(0)
-
-    def leaf(path, x):
-        return jnp.asarray(rng.normal(path[-1].key == "scale", 0.3, x.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, qwen.abstract_params(cfg))
-
 
 init = jax.jit(qwen.init, static_argnums=0)
 forward = jax.jit(qwen.forward, static_argnums=1)
@@ -78,134 +42,10 @@ def plain(cfg, ids):
     return np.asarray(hidden)[: ids.shape[0], : ids.shape[1]]
 
 
-def random_ids(shape, seed=0):
-    return np.random.default_rng(seed).integers(0, QWEN2.vocab_size, shape)
-
-
-def assert_near(got, expected, tolerance):
-    """Largest difference, relative to the largest value."""
-    difference = np.abs(np.asarray(got) - np.asarray(expected)).max()
-    assert difference <= tolerance * np.abs(np.asarray(expected)).max()
-
-
-# --- Hugging Face
-
-
-@each_model
-def test_logits_are_transformers(tmp_path, cfg):
-    hf.export(params_of(cfg), cfg, tmp_path, TOKENIZER)
-    theirs, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path, dtype=torch.float32, output_loading_info=True
-    )
-    assert not any(report.values())
-    assert type(theirs).__name__ == ("Qwen3" if cfg.qk_norm else "Qwen2") + "ForCausalLM"
-    ids = np.repeat(random_ids((1, 24)), 2, axis=0)
-    ids[1, 0] += 1
-    with torch.no_grad():
-        expected = theirs(torch.tensor(ids)).logits.numpy()
-    hidden = plain(cfg, ids)
-    got = logprob.logits(
-        jnp.asarray(hidden.reshape(-1, cfg.width)), qwen.head_table(params_of(cfg))
-    )
-    assert_near(got, expected.reshape(-1, cfg.vocab_size), 1e-4)
-    # The rows differ in their first token alone, and the last logits show it.
-    assert np.abs(expected[1, -1] - expected[0, -1]).max() > 0.01 * np.abs(expected).max()
-
-
-@each_model
-def test_load_of_an_export_is_exact(tmp_path, cfg):
-    hf.export(params_of(cfg), cfg, tmp_path, TOKENIZER)
-    mesh = meshes.make_mesh(MeshConfig(data=8))
-    loaded = hf.load(tmp_path, cfg, mesh)
-    jax.tree.map(np.testing.assert_array_equal, loaded, params_of(cfg))
-
-
-def test_load_lays_out_on_the_mesh(tmp_path):
-    hf.export(params_of(UNTIED), UNTIED, tmp_path, TOKENIZER)
-    mesh = meshes.make_mesh(MESH)
-    loaded = hf.load(tmp_path, UNTIED, mesh)
-    jax.tree.map(np.testing.assert_array_equal, loaded, params_of(UNTIED))
-    expected = qwen.param_shardings(UNTIED, mesh)
-    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, loaded, expected))
-
-
-def test_load_reads_bfloat16(tmp_path):
-    """What the published weights are stored in."""
-    hf.export(params_of(QWEN3), QWEN3, tmp_path, TOKENIZER)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "half")
-    loaded = hf.load(tmp_path / "half", QWEN3, meshes.make_mesh(MeshConfig(data=8)))
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params_of(QWEN3))
-    jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
-
-
-def test_export_carries_the_tokenizer(tmp_path):
-    hf.export(params_of(QWEN2), QWEN2, tmp_path, TOKENIZER)
-    assert {path.name for path in TOKENIZER.iterdir()} < {path.name for path in tmp_path.iterdir()}
-
-
-BIAS_AND_NORM = QWEN3.model_copy(update={"qkv_bias": True})
-NO_BIAS_NO_NORM = QWEN2.model_copy(update={"qkv_bias": False})
-
-
-@pytest.mark.parametrize("cfg", [BIAS_AND_NORM, NO_BIAS_NO_NORM], ids=["both", "neither"])
-def test_models_that_transformers_lacks_are_not_exported(tmp_path, cfg):
-    with pytest.raises(ValueError, match=r"model\.qkv_bias=.*qk_norm="):
-        hf.export(params_of(cfg), cfg, tmp_path, TOKENIZER)
-
-
-def drop(name):
-    return lambda tensors: tensors.pop(name)
-
-
-def transpose(name):
-    return lambda tensors: tensors.update({name: np.ascontiguousarray(tensors[name].T)})
-
-
-def add(name):
-    return lambda tensors: tensors.update({name: np.zeros(3, np.float32)})
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (drop("model.norm.weight"), ["missing", "model.norm.weight"]),
-        (
-            drop("model.layers.2.mlp.up_proj.weight"),
-            ["missing", "model.layers.2.mlp.up_proj.weight"],
-        ),
-        (drop("lm_head.weight"), ["missing", "lm_head.weight"]),
-        (add("model.extra"), ["unexpected", "model.extra"]),
-        (add("model.layers.3.mlp.up_proj.weight"), ["unexpected", "layers.3.mlp.up_proj.weight"]),
-        (
-            transpose("model.embed_tokens.weight"),
-            ["model.embed_tokens.weight", "(24, 64)", "(64, 24)"],
-        ),
-        # As many entries as expected, in another order.
-        (
-            transpose("model.layers.1.mlp.up_proj.weight"),
-            ["model.layers.1.mlp.up_proj.weight", "(24, 40)", "(40, 24)"],
-        ),
-        (
-            add("model.layers.0.self_attn.q_proj.bias"),
-            ["model.layers.0.self_attn.q_proj.bias", "(3,)", "(24,)"],
-        ),
-    ],
-)
-def test_load_names_the_wrong_tensor(tmp_path, change, words):
-    hf.export(params_of(UNTIED), UNTIED, tmp_path, TOKENIZER)
-    tensors = load_file(tmp_path / hf.WEIGHTS)
-    change(tensors)
-    save_file(tensors, tmp_path / hf.WEIGHTS)
-    with pytest.raises(ValueError) as caught:
-        hf.load(tmp_path, UNTIED, meshes.make_mesh(MeshConfig(data=8)))
-    assert all(word in str(caught.value) for word in words)
-
-
 # --- parameters
 
 
-@pytest.mark.parametrize("cfg", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+@both_families
 def test_parameters_are_as_declared(cfg):
     params = jax.eval_shape(lambda: qwen.init(cfg, jax.random.key(0)))
     same = jax.tree.map(
@@ -226,18 +66,7 @@ def test_layers_start_different_and_seeds_differ():
 # --- packing
 
 
-def pack_rows(segments, length):
-    """One row per list of id arrays: ids, positions, segment_ids; 0 is padding."""
-    arrays = np.zeros((3, len(segments), length), np.int32)
-    for r, row in enumerate(segments):
-        at = 0
-        for n, ids in enumerate(row, start=1):
-            arrays[:, r, at : at + len(ids)] = ids, np.arange(len(ids)), np.full(len(ids), n)
-            at += len(ids)
-    return arrays
-
-
-@pytest.mark.parametrize("cfg", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+@both_families
 def test_packed_rows_equal_unpacked(cfg):
     segments = [[random_ids(n, seed=n) for n in row] for row in ([9, 1, 7], [24], [5, 6], [])]
     hidden = forward(params_of(cfg), cfg, *pack_rows(segments * 2, 24))

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written one tensor at a time.
+"""Safetensors files, read and written one tensor at a time, or some rows of one.
 
 The safetensors package maps whole files (pages that count as this process's memory) and saves
 only tensors that are all in memory; models larger than memory need neither.
@@ -7,7 +7,7 @@ Format: 8 bytes with the header's length, little-endian; the header, JSON; the t
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _METADATA = "__metadata__"
+BLOCK_BYTES = 2**22
 
 
 class Stored(NamedTuple):
@@ -65,12 +66,16 @@ def read_header(file: Path) -> dict[str, Stored]:
     }
 
 
-def read(tensor: Stored) -> np.ndarray:
-    """The values, in an array of their own."""
-    value = np.empty(tensor.shape, DTYPES[tensor.dtype])
+def read(tensor: Stored, first: int = 0, end: int | None = None) -> np.ndarray:
+    """The values of the rows from `first` to before `end` (None: the last), in their own array.
+
+    Raises ValueError if the file has become shorter than its header says.
+    """
+    num_rows, *row = tensor.shape
+    value = np.empty(((num_rows if end is None else end) - first, *row), DTYPES[tensor.dtype])
     left = memoryview(value.reshape(-1).view(np.uint8))
     with tensor.file.open("rb", buffering=0) as opened:
-        opened.seek(tensor.start)
+        opened.seek(tensor.start + first * math.prod(row) * value.itemsize)
         # One call reads 2 GiB at most.
         while left:
             count = opened.readinto(left)
@@ -80,12 +85,21 @@ def read(tensor: Stored) -> np.ndarray:
     return value
 
 
+def read_blocks(tensor: Stored) -> Iterator[np.ndarray]:
+    """The values, some rows at a time: of BLOCK_BYTES, unless one row has more."""
+    num_rows, *row = tensor.shape
+    row_bytes = math.prod(row) * DTYPES[tensor.dtype].itemsize
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for first in range(0, num_rows, step):
+        yield read(tensor, first, min(first + step, num_rows))
+
+
 def write(
     file: Path,
     tensors: Mapping[str, jax.ShapeDtypeStruct],
-    value_of: Callable[[str], np.ndarray],
+    blocks_of: Callable[[str], Iterable[np.ndarray]],
 ) -> None:
-    """Writes the tensors in their order, asking for one value at a time."""
+    """Writes the tensors in their order, asking for one's values at a time, in blocks of rows."""
     header, end = {_METADATA: {"format": "pt"}}, 0
     for name, x in tensors.items():
         begin, end = end, end + num_bytes(x)
@@ -99,9 +113,12 @@ def write(
     with file.open("wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)
         for name, x in tensors.items():
-            value = value_of(name)
-            assert (value.shape, value.dtype) == (x.shape, x.dtype), name
-            opened.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+            num_rows = 0
+            for block in blocks_of(name):
+                assert (block.shape[1:], block.dtype) == (x.shape[1:], x.dtype), name
+                opened.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+                num_rows += len(block)
+            assert num_rows == x.shape[0], name
 
 
 def num_bytes(x: jax.ShapeDtypeStruct) -> int:
