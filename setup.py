@@ -28,6 +28,8 @@ setup(
         "numpy>=2",
     ],
     extras_require={
+        # Compiles for TPU slices without one; a version's memory figures differ, hence exact.
+        "tpu": ["libtpu==0.0.51"],
         "test": [
             "pytest>=9",
             "hypothesis>=6",  # random token streams

@@ -1,21 +1,34 @@
-"""The device mesh and the one table from logical axes to mesh axes."""
+"""The device mesh and the one table from logical axes to mesh axes.
+
+Training runs device by device over the rows' axes, `data` and `fsdp` (see `over_rows`): there,
+parameters are shards, which `gather` makes whole layer by layer. The axis `tensor` is left to the
+compiler, which follows `constrain`; so are all axes in decoding.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cir_jax.config import ConfigError, MeshConfig
 
-RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    None: None,
-    "layers": None,
-    "batch": ("data", "fsdp"),
-    "length": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "mlp": "tensor",
-    "vocab": "tensor",
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+RULES: dict[str | None, tuple[str, ...]] = {
+    None: (),
+    "layers": (),
+    "batch": ROWS,
+    "length": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
 }
 
 
@@ -28,16 +41,20 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
             f"mesh={shape} (data, fsdp, tensor): needs {wanted} devices, "
             f"but jax sees {jax.device_count()}"
         )
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec(*axes: str | None) -> PartitionSpec:
-    """PartitionSpec of an array with these logical axes; a mesh axis used twice raises."""
-    entries = [RULES[axis] for axis in axes]
-    used = [m for e in entries if e for m in ((e,) if isinstance(e, str) else e)]
+def spec(*axes: str | None, among: Iterable[str] = AXES) -> PartitionSpec:
+    """PartitionSpec of an array with these logical axes, as far as the mesh axes `among` go.
+
+    A mesh axis used twice raises ValueError.
+    """
+    entries = [tuple(m for m in RULES[axis] if m in among) for axis in axes]
+    used = [m for entry in entries for m in entry]
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {axes} map to a mesh axis twice: {used}")
-    return PartitionSpec(*entries)
+    # A single axis bare: a spec with a tuple of one compares as another one.
+    return PartitionSpec(*(e[0] if len(e) == 1 else e or None for e in entries))
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
@@ -46,6 +63,104 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Asks for x to be laid out by its logical axes on the mesh of `jax.set_mesh`, if any."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+    auto = _abstract_mesh().auto_axes
+    return jax.lax.with_sharding_constraint(x, spec(*axes, among=auto)) if auto else x
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: what the mesh of `jax.set_mesh` is made of, which need not be here."""
+    device = _abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def _abstract_mesh() -> AbstractMesh:
+    return jax.sharding.get_abstract_mesh()
+
+
+# --- device by device
+
+
+def over_rows(f: Callable, in_axes: Any, out_axes: Any) -> Callable:
+    """f, run by every device of the axes `data` and `fsdp` on its own part.
+
+    in_axes, out_axes: as f's arguments and results, a tuple of logical axes for each array (or
+    one for a whole subtree). Without a mesh f is run as it is.
+    """
+    return _over(f, in_axes, out_axes, [m for m in ROWS if m in _abstract_mesh().auto_axes])
+
+
+def over_auto(f: Callable, in_axes: Any, out_axes: Any) -> Callable:
+    """The same over all axes that are left to the compiler so far: for kernels it cannot split."""
+    return _over(f, in_axes, out_axes, _abstract_mesh().auto_axes)
+
+
+def _over(f: Callable, in_axes: Any, out_axes: Any, mesh_axes: Iterable[str]) -> Callable:
+    if not mesh_axes:
+        return f
+
+    def specs(tree: Any) -> Any:
+        return jax.tree.map(lambda axes: spec(*axes, among=mesh_axes), tree, is_leaf=is_axes)
+
+    return jax.shard_map(
+        f,
+        in_specs=specs(in_axes),
+        out_specs=specs(out_axes),
+        axis_names=set(mesh_axes),
+        check_vma=False,
+    )
+
+
+def is_axes(x: Any) -> bool:
+    """Whether x is the logical axes of one array."""
+    return type(x) is tuple and all(axis is None or isinstance(axis, str) for axis in x)
+
+
+def num_shards() -> int:
+    """Devices that share the parameters, where each runs on its own; else 1."""
+    return jax.lax.axis_size("fsdp") if _inside() else 1
+
+
+def _inside() -> bool:
+    return "fsdp" in _abstract_mesh().manual_axes
+
+
+def gather(w: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
+    """The whole of a weight with these logical axes, in another type, for one layer's use.
+
+    Cast before it is gathered, so that no more than needed travels. Its gradient is summed and
+    scattered back over `fsdp` in that type; `sum_replicas` has to do the rest.
+    """
+    shared = [d for d, axis in enumerate(axes) if "fsdp" in RULES[axis]]
+    if not shared or num_shards() == 1:
+        return w.astype(dtype)
+    return _gather(w, shared[0], jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(w: jax.Array, dim: int, dtype: jnp.dtype) -> jax.Array:
+    return jax.lax.all_gather(w.astype(dtype), "fsdp", axis=dim, tiled=True)
+
+
+def _gather_fwd(w, dim, dtype):
+    return _gather(w, dim, dtype), jnp.zeros((), w.dtype)
+
+
+def _gather_bwd(dim, dtype, like, grad):
+    part = jax.lax.psum_scatter(grad, "fsdp", scatter_dimension=dim, tiled=True)
+    return (part.astype(like.dtype),)
+
+
+_gather.defvjp(_gather_fwd, _gather_bwd)
+
+
+def sum_replicas(grad: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """The sum of a parameter's gradients over the devices that hold the same part of it."""
+    if not _inside():
+        return grad
+    held_apart = {m for axis in axes for m in RULES[axis]}
+    return jax.lax.psum(grad, tuple(m for m in ROWS if m not in held_apart))
+
+
+def sum_rows(x: jax.Array) -> jax.Array:
+    """The sum over all devices that run on rows of their own."""
+    return jax.lax.psum(x, ROWS) if _inside() else x

@@ -85,6 +85,7 @@ def sample(cfg, tokenizer, sandbox, params, problems, *, max_calls=3, temperatur
         sandbox,
         template=cfg.data.template,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
+        dtype=cfg.compute.dtype,
         seed=0,
     )
     groups, _ = engine.rollout(
@@ -173,7 +174,9 @@ def test_trainer_recomputes_log_probabilities(cfg, params, trajectories):
     """Packed forward pass against the decode loop, to 1e-4, after tool outputs as well."""
     sequences = [Sequence1D(t.ids, t.author, t.logp) for t in trajectories]
     batch, num_micro = pack(sequences, row_length=cfg.max_length, micro_rows=4, max_micro=10)
-    old = np.asarray(old_logprobs(params, batch, num_micro, np.float32(1.0), cfg=cfg.model))
+    old = np.asarray(
+        old_logprobs(params, batch, num_micro, np.float32(1.0), cfg=cfg.model, compute=cfg.compute)
+    )
     after_tool = np.zeros_like(batch.trained)
     after_tool[:, :, 1:] = batch.trained[:, :, 1:] & ~batch.trained[:, :, :-1]
     after_tool &= batch.positions > cfg.data.max_prompt_tokens
@@ -265,6 +268,7 @@ def test_slow_program_does_not_hold_up_the_others(cfg, tokenizer, sandbox, param
         sandbox,
         template=cfg.data.template,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
+        dtype=cfg.compute.dtype,
         seed=0,
     )
     kwargs = dict(samples=4, max_calls=3, temperature=1.0, phase="test", step=3)

@@ -6,11 +6,26 @@ import numpy as np
 import pytest
 
 from cir_jax import mesh as meshes
-from cir_jax.config import MeshConfig, ModelConfig, OptimConfig, RLConfig
-from cir_jax.models import qwen
+from cir_jax.config import (
+    ComputeConfig,
+    LoRAConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    RLConfig,
+)
+from cir_jax.models import lora, qwen, value
+from cir_jax.models.qwen import REFERENCE
 from cir_jax.records import Author
 from cir_jax.rl.batch import Sequence1D, max_micro, pack
-from cir_jax.train.state import TrainState, init_params, init_state, make_optimizer
+from cir_jax.train.state import (
+    TrainState,
+    abstract_state,
+    init_params,
+    init_state,
+    make_optimizer,
+    stochastic_bfloat16,
+)
 from cir_jax.train.step import (
     batch_logprobs,
     make_update,
@@ -45,7 +60,9 @@ def sequences(count=10, seed=0):
     return out
 
 
-def one_update(seqs, *, micro_rows, loss_fn=None, mesh=None, model=MODEL, old=None):
+def one_update(
+    seqs, *, micro_rows, loss_fn=None, mesh=None, model=MODEL, compute=REFERENCE, old=None
+):
     """Parameters and metrics after one update from the same weights."""
     mesh = mesh or meshes.make_mesh(MeshConfig(data=8))
     with jax.set_mesh(mesh):
@@ -60,8 +77,10 @@ def one_update(seqs, *, micro_rows, loss_fn=None, mesh=None, model=MODEL, old=No
         if old is None:
             # Away from the sampler's weights, so that ratios differ from 1 and clips are met.
             drift = jax.tree.map(lambda p: p * 1.5, state.params)
-            old = old_logprobs(drift, batch, jnp.int32(count), jnp.float32(0.8), cfg=model)
-        update = make_update(model, mesh, optimizer, loss_fn or rl_loss_fn(RL))
+            old = old_logprobs(
+                drift, batch, jnp.int32(count), jnp.float32(0.8), cfg=model, compute=compute
+            )
+        update = make_update(model, compute, mesh, optimizer, loss_fn or rl_loss_fn(RL))
         state, metrics = update(state, batch, old, jnp.int32(count), jnp.float32(0.8))
         return jax.tree.map(np.asarray, state), jax.tree.map(float, metrics)
 
@@ -94,7 +113,7 @@ def test_meshes_give_equal_loss_and_gradients(shape):
     other, others = one_update(sequences(), micro_rows=8, mesh=mesh)
     assert_same(metrics, others)
     # Adam's first moment is 0.1 x the clipped gradient: gradients compared before rescaling.
-    assert_same(reference.opt_state[1][0].mu, other.opt_state[1][0].mu)
+    assert_same(reference.opt_state[1].mu, other.opt_state[1].mu)
 
 
 def test_first_ratio_is_exactly_one():
@@ -104,8 +123,10 @@ def test_first_ratio_is_exactly_one():
         optimizer = make_optimizer(RL.optim, 10)
         state = init_state(init_params(MODEL, mesh, 0), MODEL, mesh, optimizer)
         batch, count = pack(sequences(), row_length=ROW, micro_rows=4, max_micro=3)
-        old = old_logprobs(state.params, batch, jnp.int32(count), jnp.float32(0.8), cfg=MODEL)
-        update = make_update(MODEL, mesh, optimizer, rl_loss_fn(RL))
+        old = old_logprobs(
+            state.params, batch, jnp.int32(count), jnp.float32(0.8), cfg=MODEL, compute=REFERENCE
+        )
+        update = make_update(MODEL, REFERENCE, mesh, optimizer, rl_loss_fn(RL))
         _, metrics = update(state, batch, old, jnp.int32(count), jnp.float32(0.8))
     assert float(metrics["ratio_mean"]) == pytest.approx(1.0, abs=1e-6)
     assert float(metrics["old_new_kl"]) == pytest.approx(0.0, abs=1e-10)
@@ -117,7 +138,7 @@ def test_prompt_and_tool_tokens_have_exactly_zero_gradient():
     params = qwen.init(MODEL, jax.random.key(0))
     batch, _ = pack(sequences(), row_length=ROW, micro_rows=10, max_micro=1)
     batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
-    logp, _ = batch_logprobs(params, MODEL, batch, 1.0)
+    logp = batch_logprobs(params, MODEL, REFERENCE, batch, 1.0)
     for loss_fn in (rl_loss_fn(RL), sft_loss_fn):
         grads = jax.grad(lambda x, f=loss_fn: f(x, batch, logp - 0.1, jnp.float32(7))[0])(logp)
         grads = np.asarray(grads)
@@ -134,7 +155,7 @@ def test_tool_tokens_as_targets_move_no_parameter(loss_fn):
     ]
     state, metrics = one_update(seqs, micro_rows=8, loss_fn=loss_fn)
     assert metrics["grad_norm"] == 0.0
-    assert all(np.all(m == 0) for m in jax.tree.leaves(state.opt_state[1][0].mu))
+    assert all(np.all(m == 0) for m in jax.tree.leaves(state.opt_state[1].mu))
 
 
 def test_masked_advantages_do_not_matter():
@@ -166,11 +187,11 @@ def test_update_compiles_once_whatever_the_filling():
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(RL.optim, 10)
         state = init_state(init_params(MODEL, mesh, 0), MODEL, mesh, optimizer)
-        update = make_update(MODEL, mesh, optimizer, rl_loss_fn(RL))
+        update = make_update(MODEL, REFERENCE, mesh, optimizer, rl_loss_fn(RL))
         for seed in range(3):
             batch, count = pack(sequences(10, seed), row_length=ROW, micro_rows=2, max_micro=5)
             args = (jnp.int32(count), jnp.float32(1.0))
-            old = old_logprobs(state.params, batch, *args, cfg=MODEL)
+            old = old_logprobs(state.params, batch, *args, cfg=MODEL, compute=REFERENCE)
             state, _ = update(state, batch, old, *args)
     assert update._cache_size() == 1
 
@@ -178,7 +199,7 @@ def test_update_compiles_once_whatever_the_filling():
 def test_gradients_are_clipped_to_the_global_norm():
     """Adam's first moment after one update is (1 - beta1) x the clipped gradient."""
     state, metrics = one_update(sequences(), micro_rows=8)
-    mu = state.opt_state[1][0].mu
+    mu = state.opt_state[1].mu
     norm = np.sqrt(sum(float(np.sum(m**2)) for m in jax.tree.leaves(mu))) / (1 - RL.optim.beta1)
     assert norm == pytest.approx(min(metrics["grad_norm"], RL.optim.clip_norm), rel=1e-4)
 
@@ -197,3 +218,170 @@ def test_cosine_schedule_ends_at_a_tenth():
     # Adam's step on a constant gradient of 1 is the learning rate, up to eps.
     np.testing.assert_allclose(steps[:5], [0.0, 0.25, 0.5, 0.75, 1.0], atol=1e-5)
     assert steps[24] == pytest.approx(0.1, abs=1e-5)
+
+
+# --- what is computed in what, and what is computed again
+
+
+@pytest.mark.parametrize("remat", ["minimal", "full"])
+def test_remat_changes_nothing(remat):
+    reference, metrics = one_update(sequences(), micro_rows=8, mesh=one_device())
+    compute = REFERENCE.model_copy(update={"remat": remat})
+    other, others = one_update(sequences(), micro_rows=8, mesh=one_device(), compute=compute)
+    assert_same(metrics, others)
+    assert_same(reference.opt_state[1].mu, other.opt_state[1].mu)
+
+
+def test_remat_keeps_less():
+    """Bytes that live between forward and backward pass; a weight is never among them."""
+    tall = MODEL.model_copy(update={"num_layers": 6})
+    params = qwen.init(tall, jax.random.key(0))
+    rows = jnp.broadcast_to(jnp.arange(64) % 48, (2, 64))
+
+    def kept(remat):
+        compute = ComputeConfig(dtype="bfloat16", remat=remat, attention="xla")
+
+        def loss(params):
+            return qwen.forward(params, tall, rows, rows, jnp.ones_like(rows), compute).sum()
+
+        saved = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+        return [x for x in jax.tree.leaves(saved) if x.dtype == jnp.bfloat16]
+
+    size = {r: sum(x.size for x in kept(r)) for r in ("none", "minimal", "full")}
+    assert size["full"] < size["minimal"] < size["none"]
+    # full: the residual stream before each layer and after the last, and what the head gets.
+    assert size["full"] <= 8 * 2 * 64 * tall.width
+    assert not any(x.shape == (6, 16, 24) for x in kept("none"))  # gate and up, all layers
+
+
+def test_bfloat16_is_near_float32():
+    """8 bits of mantissa: about 1 % in a gradient's norm; parameters and gradients are float32."""
+    reference, metrics = one_update(sequences(), micro_rows=8, mesh=one_device())
+    half = REFERENCE.model_copy(update={"dtype": "bfloat16"})
+    state, others = one_update(sequences(), micro_rows=8, mesh=one_device(), compute=half)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert others["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=0.05)
+    assert others["grad_norm"] != metrics["grad_norm"]
+
+
+# --- moments in bfloat16
+
+
+def test_stochastic_rounding_is_right_in_the_mean():
+    """To the two neighbours, by distance. A standard deviation of the mean is 1/2 / sqrt(n)."""
+    x = jnp.float32(1.0) + jnp.float32(2**-7) * 0.25  # neighbours 1 and 1 + 2^-7
+    n = 10_000
+    got = stochastic_bfloat16(jnp.full((2, n), jnp.stack([x, -x])[:, None]), jax.random.key(0))
+    assert set(np.unique(got.astype(jnp.float32)[0])) == {1.0, 1.0 + 2**-7}
+    np.testing.assert_array_less(abs(share_up(got[0]) - 0.25), 5 * 0.5 / n**0.5)
+    np.testing.assert_array_less(abs(share_up(-got[1]) - 0.25), 5 * 0.5 / n**0.5)
+    exact = jnp.array([0.0, -1.0, 3.0, 2**-130], jnp.float32)
+    np.testing.assert_array_equal(stochastic_bfloat16(exact, jax.random.key(1)), exact)
+
+
+def share_up(x):
+    return float((x > 1).mean())
+
+
+def test_bfloat16_moments_follow_float32_ones():
+    """A second moment must shrink: g = 1, then 0; after n zeros it is (1 - b2) b2^n. Rounding to
+    the nearest it would stay where it is."""
+    params = {"w": jnp.ones((4096,))}
+    cfg = OptimConfig(learning_rate=1e-2, clip_norm=1e9)
+    optimizer = make_optimizer(cfg.model_copy(update={"moments": "bfloat16"}), 10)
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def step(opt_state, g):
+        return optimizer.update({"w": jnp.full((4096,), g)}, opt_state, params)[1]
+
+    opt_state = step(opt_state, 1.0)
+    for _ in range(200):
+        opt_state = step(opt_state, 0.0)
+    mu, nu = opt_state[1].mu["w"], opt_state[1].nu["w"]
+    assert mu.dtype == nu.dtype == jnp.bfloat16
+    # 0.001 x 0.999^200 = 8.19e-4; 200 roundings of up to 2^-8 each, averaged over 4096.
+    assert float(nu.astype(jnp.float32).mean()) == pytest.approx(8.19e-4, rel=0.01)
+
+
+def test_bfloat16_moments_halve_the_optimizer():
+    mesh = one_device()
+    sizes = [
+        sum(
+            x.size * x.dtype.itemsize
+            for x in jax.tree.leaves(abstract_state(MODEL, mesh, make_optimizer(cfg, 1)).opt_state)
+            if x.ndim
+        )
+        for cfg in (OptimConfig(), OptimConfig(moments="bfloat16"))
+    ]
+    assert sizes[1] * 2 == sizes[0]
+
+
+# --- low-rank adapters
+
+LORA = MODEL.model_copy(
+    update={"lora": LoRAConfig(rank=2, alpha=4.0, targets=("q", "o", "down")), "qk_norm": True}
+)
+
+
+def with_random_adapters(params):
+    def leaf(path, x):
+        key = jax.random.key(len(str(path)))
+        return jax.random.normal(key, x.shape) * 0.3 if "_lora_" in path[-1].key else x
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def test_a_fresh_adapter_changes_nothing():
+    params = qwen.init(LORA, jax.random.key(0))
+    merged, plain = lora.merge(params, LORA)
+    assert plain.lora is None
+    assert jax.tree.structure(merged) == jax.tree.structure(qwen.abstract_params(plain))
+    expected = qwen.init(plain, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, merged, expected)
+
+
+def test_merged_weights_compute_the_same():
+    params = with_random_adapters(qwen.init(LORA, jax.random.key(0)))
+    merged, plain = lora.merge(params, LORA)
+    ids = jnp.arange(24)[None]
+    args = ids, ids, jnp.ones_like(ids)
+    got = qwen.forward(params, LORA, *args)
+    np.testing.assert_allclose(got, qwen.forward(merged, plain, *args), rtol=1e-4, atol=1e-5)
+    _, base = lora.split(params, LORA)
+    assert np.abs(got - qwen.forward(base, plain, *args)).max() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_adapters_alone_are_trained(shape):
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    before = init_params(LORA, mesh, 0)
+    state, metrics = one_update(sequences(), micro_rows=8, mesh=mesh, model=LORA)
+    trained, frozen = lora.split(state.params, LORA)
+    assert metrics["grad_norm"] > 0
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(trained)}
+    assert names == {f"{w}_lora_{ab}" for w in ("q", "o", "down") for ab in "ab"}
+    jax.tree.map(np.testing.assert_array_equal, frozen, lora.split(before, LORA)[1])
+    # B starts at zero and its gradient is not zero: it moves. A's gradient is B's: zero at first.
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(trained),
+        jax.tree.leaves(lora.split(before, LORA)[0]),
+        strict=True,
+    ):
+        if path[-1].key.endswith("_b"):
+            assert np.all(x != 0) and np.all(np.asarray(y) == 0)
+    assert jax.tree.structure(state.opt_state[1].mu) == jax.tree.structure(trained)
+
+
+# --- the value head
+
+
+def test_values_are_one_linear_map():
+    params = value.init(MODEL, jax.random.key(0))
+    assert jax.tree.structure(params) == jax.tree.structure(value.AXES, is_leaf=meshes.is_axes)
+    hidden = jax.random.normal(jax.random.key(1), (2, 5, 16), jnp.bfloat16)
+    got = value.values({**params, "bias": jnp.float32(3.0)}, hidden)
+    assert got.dtype == jnp.float32
+    expected = np.asarray(hidden, np.float32) @ np.asarray(params["weight"]) + 3
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

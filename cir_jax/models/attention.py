@@ -1,8 +1,45 @@
-"""Grouped-query attention behind one function."""
+"""Grouped-query attention: of packed rows by the back end that a platform runs best, and of
+tokens that continue a cache."""
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float, Int
+
+from cir_jax import mesh as meshes
+from cir_jax.config import ComputeConfig
+
+# What remat policies know the packed attention's result by.
+RESULT = "attention"
+# Splash attention's tiles are square, of at most this many positions, and of a multiple of LANES.
+MAX_BLOCK = 1024
+LANES = 128
+
+
+def backend(compute: ComputeConfig) -> str:
+    """xla, splash or cudnn: the one that the config names, or the best for the mesh's devices."""
+    if compute.attention != "auto":
+        return compute.attention
+    if meshes.platform() == "tpu":
+        return "splash"
+    # cuDNN's kernels have no float32.
+    return "cudnn" if meshes.platform() == "gpu" and compute.dtype == "bfloat16" else "xla"
+
+
+def attend_packed(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segment_ids_BT: Int[Array, "B T"],
+    backend: str,
+) -> Float[Array, "B T N H"]:
+    """Causal attention within each segment of packed rows; N/K query heads share a key head.
+
+    A segment is a run of equal ids; padding is one too. backend: a key of BACKENDS.
+    """
+    out = BACKENDS[backend](q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    return checkpoint_name(out, RESULT)
 
 
 def attend(
@@ -24,15 +61,61 @@ def attend(
     return jnp.einsum("BKRTS,BSKH->BTKRH", weights, v_BSKH).reshape(B, T, N, H)
 
 
-def packed_mask(
-    positions_BT: Int[Array, "B T"], segment_ids_BT: Int[Array, "B T"]
-) -> Bool[Array, "B T T"]:
-    """Causal within each segment of a packed row; segment 0 is padding."""
-    same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    causal = positions_BT[:, :, None] >= positions_BT[:, None, :]
-    return same & causal & (segment_ids_BT > 0)[:, :, None]
-
-
 def cache_mask(positions_BT: Int[Array, "B T"], cache_length: int) -> Bool[Array, "B T S"]:
     """A query at position p sees the cache's entries 0..p."""
     return jnp.arange(cache_length)[None, None, :] <= positions_BT[:, :, None]
+
+
+def packed_mask(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Causal within each segment of a packed row."""
+    T = segment_ids_BT.shape[1]
+    same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    return same & jnp.tri(T, dtype=bool)[None]
+
+
+def _xla(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
+    return attend(q_BTNH, k_BTKH, v_BTKH, packed_mask(segment_ids_BT))
+
+
+def _cudnn(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
+    """cuDNN's flash attention, which has no float32."""
+    mask_B1TS = packed_mask(segment_ids_BT)[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, implementation="cudnn"
+    )
+
+
+def _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
+    """Pallas splash attention; interpreted, and so very slow, where there is no TPU.
+
+    Heads are shared over the mesh axis `tensor`, rows over the others.
+    """
+    T = q_BTNH.shape[1]
+    pad = (0, -T % LANES)
+    q_BTNH, k_BTKH, v_BTKH = (
+        jnp.pad(x, ((0, 0), pad, (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH)
+    )
+    segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), pad), constant_values=-1)
+    heads, rows = ("batch", "heads", "length", "head_dim"), ("batch", "length")
+    kv_heads = ("batch", "kv_heads", "length", "head_dim")
+    kernel = meshes.over_auto(_splash_local, (heads, kv_heads, kv_heads, rows), heads)
+    q_BNTH, k_BKTH, v_BKTH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
+    out_BNTH = kernel(q_BNTH * q_BNTH.shape[-1] ** -0.5, k_BKTH, v_BKTH, segment_ids_BT)
+    return out_BNTH.swapaxes(1, 2)[:, :T]
+
+
+def _splash_local(q_BNTH, k_BKTH, v_BKTH, segment_ids_BT):
+    _, N, T, _ = q_BNTH.shape
+    block = max(b for b in range(LANES, MAX_BLOCK + 1, LANES) if T % b == 0)
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv")
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.CausalMask((T, T))] * N),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True),
+        residual_checkpoint_name=RESULT,
+        interpret=meshes.platform() != "tpu",
+    )
+    segments = splash.SegmentIds(segment_ids_BT, segment_ids_BT)
+    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, segments)
+
+
+BACKENDS = {"xla": _xla, "splash": _splash, "cudnn": _cudnn}

@@ -42,7 +42,7 @@ class Cache(NamedTuple):
         return self.k_LBSKH.at[at].get(mode="clip"), self.v_LBSKH.at[at].get(mode="clip")
 
 
-def make_cache(cfg: ModelConfig, rows: int, length: int, dtype=jnp.float32) -> Cache:
+def make_cache(cfg: ModelConfig, rows: int, length: int, dtype="float32") -> Cache:
     shape = (cfg.num_layers, rows, length, cfg.num_kv_heads, cfg.head_dim)
     axes = ("layers", "batch", "length", "kv_heads", "head_dim")
     return Cache(

@@ -16,27 +16,53 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from cir_jax import mesh as meshes
-from cir_jax.config import ModelConfig, YarnConfig
+from cir_jax.config import ComputeConfig, ModelConfig, YarnConfig
 from cir_jax.mesh import constrain
-from cir_jax.models.attention import attend, cache_mask, packed_mask
+from cir_jax.models import attention, lora
 from cir_jax.models.cache import Cache
 
 Params = dict[str, Any]
 
+# Plain float32, which everything else is compared with.
+REFERENCE = ComputeConfig(dtype="float32", remat="none", attention="xla")
 
-def _normal(key: jax.Array, shape: tuple[int, ...], fan_in: int, *axes: str) -> nnx.Param:
+_policies = jax.checkpoint_policies
+
+
+def _all_but_weights(primitive: Any, *_, **__) -> bool:
+    """Keeps everything that is not quickly had again: no casts, no layer's gathered weights."""
+    return primitive.name not in ("convert_element_type", "all_gather")
+
+
+# What the backward pass finds of a layer's forward pass, beside the layer's input.
+_KEPT = {
+    "none": _all_but_weights,
+    "minimal": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable,
+        _policies.save_only_these_names(attention.RESULT),
+    ),
+    "full": _policies.nothing_saveable,
+}
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], fan_in: int, *axes: str | None) -> nnx.Param:
     return nnx.Param(jax.random.normal(key, shape, jnp.float32) * fan_in**-0.5, axes=axes)
 
 
-def _zeros(shape: tuple[int, ...], *axes: str) -> nnx.Param:
+def _zeros(shape: tuple[int, ...], *axes: str | None) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+
+
+def _weight(param: nnx.Param, dtype: jnp.dtype) -> Array:
+    """The whole of a layer's parameter, in the type it is used in."""
+    return meshes.gather(param[...], param.get_metadata("axes"), dtype)
 
 
 class RMSNorm(nnx.Module):
     """x * rsqrt(mean(x^2) + eps) * scale, in float32. Source: arXiv:1910.07467."""
 
-    def __init__(self, size: int, eps: float, axis: str):
-        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), axes=(axis,))
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), axes=(None,))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -97,81 +123,119 @@ def rotate(
 
 
 class _Where(NamedTuple):
-    """Where the tokens of a call stand: rotary angles, attention mask, cache addresses."""
+    """Where the tokens of a call stand: rotary angles, and what each may attend to."""
 
     cos: Float[Array, "B T 1 H2"]
     sin: Float[Array, "B T 1 H2"]
-    mask_BTS: Bool[Array, "B T S"]
-    positions_BT: Int[Array, "B T"]
+    # Of packed rows.
+    segment_ids_BT: Int[Array, "B T"] | None = None
+    # Of tokens that continue a cache.
+    mask_BTS: Bool[Array, "B T S"] | None = None
+    positions_BT: Int[Array, "B T"] | None = None
     rows_B: Int[Array, " B"] | None = None
     rows_BT: Int[Array, "B T"] | None = None
 
 
-class Attention(nnx.Module):
+class _Projections(nnx.Module):
+    """Linear maps by name: a weight [in..., out...], maybe with bias and low-rank adapter."""
+
+    def __init__(self, cfg: ModelConfig):
+        self.cfg = cfg
+
+    def add(self, name: str, weight: nnx.Param, num_in: int, key: jax.Array) -> None:
+        """num_in: leading axes of the weight that are summed over.
+
+        An adapter's A starts random, its B at zero, so that nothing changes at first. Its rank
+        is too small to share: both lie as the weight's other axes do.
+        Source: LoRA, arXiv:2106.09685, section 4.1.
+        """
+        setattr(self, name, weight)
+        adapter = self.cfg.lora
+        if adapter is None or name not in adapter.targets:
+            return
+        shape, axes, rank = weight.shape, weight.get_metadata("axes"), adapter.rank
+        into, out = shape[:num_in], shape[num_in:]
+        fan_in = math.prod(into)
+        setattr(self, name + lora.A, _normal(key, (*into, rank), fan_in, *axes[:num_in], None))
+        setattr(self, name + lora.B, _zeros((rank, *out), None, *axes[num_in:]))
+
+    def project(self, name: str, x: Array, num_in: int) -> Array:
+        def times(x: Array, param: nnx.Param, num_in: int) -> Array:
+            return jnp.tensordot(x, _weight(param, x.dtype), num_in)
+
+        y = times(x, getattr(self, name), num_in)
+        if hasattr(self, name + lora.A):
+            low = times(x, getattr(self, name + lora.A), num_in)
+            scale = self.cfg.lora.alpha / self.cfg.lora.rank
+            y += times(low, getattr(self, name + lora.B), 1) * scale
+        if hasattr(self, name + "_bias"):
+            # Its rank is raised by hand: implicit rank promotion is an error in the tests.
+            y += _weight(getattr(self, name + "_bias"), x.dtype)[None, None]
+        return y
+
+
+class Attention(_Projections):
     def __init__(self, cfg: ModelConfig, key: jax.Array):
         D, N, K, H = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-        key_q, key_k, key_v, key_o = jax.random.split(key, 4)
-        self.cfg = cfg
-        self.q = _normal(key_q, (D, N, H), D, "embed", "heads", "head_dim")
-        self.k = _normal(key_k, (D, K, H), D, "embed", "kv_heads", "head_dim")
-        self.v = _normal(key_v, (D, K, H), D, "embed", "kv_heads", "head_dim")
-        self.o = _normal(key_o, (N, H, D), N * H, "heads", "head_dim", "embed")
+        key_q, key_k, key_v, key_o, *keys = jax.random.split(key, 8)
+        super().__init__(cfg)
+        wide, narrow = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.add("q", _normal(key_q, (D, N, H), D, *wide), 1, keys[0])
+        self.add("k", _normal(key_k, (D, K, H), D, *narrow), 1, keys[1])
+        self.add("v", _normal(key_v, (D, K, H), D, *narrow), 1, keys[2])
+        o = _normal(key_o, (N, H, D), N * H, "heads", "head_dim", "embed")
+        self.add("o", o, 2, keys[3])
         if cfg.qkv_bias:
             self.q_bias = _zeros((N, H), "heads", "head_dim")
             self.k_bias = _zeros((K, H), "kv_heads", "head_dim")
             self.v_bias = _zeros((K, H), "kv_heads", "head_dim")
         if cfg.qk_norm:
-            self.q_norm = RMSNorm(H, cfg.norm_eps, "head_dim")
-            self.k_norm = RMSNorm(H, cfg.norm_eps, "head_dim")
+            self.q_norm = RMSNorm(H, cfg.norm_eps)
+            self.k_norm = RMSNorm(H, cfg.norm_eps)
 
-    def __call__(self, x_BTD, where: _Where, cache: Cache | None, layer):
+    def __call__(self, x_BTD, where: _Where, cache: Cache | None, layer, backend: str):
         cfg = self.cfg
-        q = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q[...].astype(x_BTD.dtype))
-        k = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k[...].astype(x_BTD.dtype))
-        v = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v[...].astype(x_BTD.dtype))
-        if cfg.qkv_bias:
-            q, k, v = (
-                a + b[...].astype(a.dtype)[None, None]
-                for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
-            )
+        q, k, v = (self.project(name, x_BTD, 1) for name in "qkv")
         if cfg.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, where.cos, where.sin), rotate(k, where.cos, where.sin)
         q = constrain(q, "batch", "length", "heads", "head_dim")
-        if cache is not None:
+        if cache is None:
+            out = attention.attend_packed(q, k, v, where.segment_ids_BT, backend)
+        else:
             cache = cache.write(layer, where.rows_BT, where.positions_BT, k, v)
             k, v = cache.read(layer, where.rows_B)
-            k, v = k.astype(q.dtype), v.astype(q.dtype)
-        out = attend(q, k, v, where.mask_BTS)
-        return jnp.einsum("BTNH,NHD->BTD", out, self.o[...].astype(out.dtype)), cache
+            out = attention.attend(q, k.astype(q.dtype), v.astype(q.dtype), where.mask_BTS)
+        return self.project("o", out, 2), cache
 
 
-class MLP(nnx.Module):
+class MLP(_Projections):
     """down(silu(gate x) * up x). Source: SwiGLU, arXiv:2002.05202."""
 
     def __init__(self, cfg: ModelConfig, key: jax.Array):
         D, F = cfg.width, cfg.mlp_width
-        key_gate, key_up, key_down = jax.random.split(key, 3)
-        self.gate = _normal(key_gate, (D, F), D, "embed", "mlp")
-        self.up = _normal(key_up, (D, F), D, "embed", "mlp")
-        self.down = _normal(key_down, (F, D), F, "mlp", "embed")
+        key_gate, key_up, key_down, *keys = jax.random.split(key, 6)
+        super().__init__(cfg)
+        self.add("gate", _normal(key_gate, (D, F), D, "embed", "mlp"), 1, keys[0])
+        self.add("up", _normal(key_up, (D, F), D, "embed", "mlp"), 1, keys[1])
+        self.add("down", _normal(key_down, (F, D), F, "mlp", "embed"), 1, keys[2])
 
     def __call__(self, x_BTD):
-        gate, up, down = (w[...].astype(x_BTD.dtype) for w in (self.gate, self.up, self.down))
-        hidden = jax.nn.silu(x_BTD @ gate) * (x_BTD @ up)
-        return constrain(hidden, "batch", "length", "mlp") @ down
+        gate, up = (self.project(name, x_BTD, 1) for name in ("gate", "up"))
+        hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
+        return self.project("down", hidden, 1)
 
 
 class Block(nnx.Module):
     def __init__(self, cfg: ModelConfig, key: jax.Array):
         key_attn, key_mlp = jax.random.split(key)
-        self.attn_norm = RMSNorm(cfg.width, cfg.norm_eps, "embed")
+        self.attn_norm = RMSNorm(cfg.width, cfg.norm_eps)
         self.attn = Attention(cfg, key_attn)
-        self.mlp_norm = RMSNorm(cfg.width, cfg.norm_eps, "embed")
+        self.mlp_norm = RMSNorm(cfg.width, cfg.norm_eps)
         self.mlp = MLP(cfg, key_mlp)
 
-    def __call__(self, x_BTD, where: _Where, cache: Cache | None, layer):
-        out, cache = self.attn(self.attn_norm(x_BTD), where, cache, layer)
+    def __call__(self, x_BTD, where: _Where, cache: Cache | None, layer, backend: str):
+        out, cache = self.attn(self.attn_norm(x_BTD), where, cache, layer, backend)
         x_BTD = constrain(x_BTD + out, "batch", "length", None)
         x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return constrain(x_BTD, "batch", "length", None), cache
@@ -185,22 +249,34 @@ class Qwen(nnx.Module):
         self.embed = _normal(key_embed, (V, D), 2500, "vocab", "embed")
         keys = jax.random.split(key_layers, cfg.num_layers)
         self.layers = jax.vmap(lambda k: Block(cfg, k))(keys)
-        self.final_norm = RMSNorm(D, cfg.norm_eps, "embed")
+        self.final_norm = RMSNorm(D, cfg.norm_eps)
         if not cfg.tied_embeddings:
             self.head = _normal(key_head, (V, D), D, "vocab", "embed")
 
-    def __call__(self, ids_BT, where: _Where, cache: Cache | None, dtype):
-        x_BTD = self.embed[...].astype(dtype).at[ids_BT].get(mode="clip")
-        x_BTD = constrain(x_BTD, "batch", "length", None)
+    def __call__(self, ids_BT, where: _Where, cache: Cache | None, compute: ComputeConfig):
+        backend = attention.backend(compute)
+        x_BTD = constrain(self._embed(ids_BT, jnp.dtype(compute.dtype)), "batch", "length", None)
 
         def block(carry, layer_block):
             x_BTD, cache, layer = carry
-            x_BTD, cache = layer_block(x_BTD, where, cache, layer)
+            x_BTD, cache = layer_block(x_BTD, where, cache, layer, backend)
             return (x_BTD, cache, layer + 1), None
 
+        if cache is None:
+            block = jax.checkpoint(block, policy=_KEPT[compute.remat], prevent_cse=False)
         # The cache travels in the carry: as scanned inputs and outputs it would exist twice.
         (x_BTD, cache, _), _ = jax.lax.scan(block, (x_BTD, cache, jnp.int32(0)), self.layers)
         return self.final_norm(x_BTD), cache
+
+    def _embed(self, ids_BT, dtype):
+        """Where the table's columns are shared, each device looks up its part for all."""
+        table = self.embed[...]
+        if meshes.num_shards() == 1:
+            return table.at[ids_BT].get(mode="clip").astype(dtype)
+        ids_SBT = jax.lax.all_gather(ids_BT, "fsdp")
+        part_SBTD = table.at[ids_SBT].get(mode="clip").astype(dtype)
+        whole = jax.lax.all_to_all(part_SBTD, "fsdp", split_axis=0, concat_axis=3, tiled=True)
+        return whole[0]
 
 
 @functools.lru_cache
@@ -247,13 +323,16 @@ def forward(
     ids_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
     segment_ids_BT: Int[Array, "B T"],
-    dtype=jnp.float32,
+    compute: ComputeConfig = REFERENCE,
 ) -> Float[Array, "B T D"]:
-    """Normed hidden states of packed rows; tokens attend within their segment (0: padding)."""
+    """Normed hidden states of packed rows, in the type of `compute`.
+
+    A segment is a run of tokens with equal id, which attend to each other and to no others;
+    padding is one too. Positions, which count from 0 in each segment, set the rotary angles.
+    """
     model = nnx.merge(_graph(cfg)[0], nnx.State(params))
     cos, sin = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.yarn)
-    where = _Where(cos, sin, packed_mask(positions_BT, segment_ids_BT), positions_BT)
-    return model(ids_BT, where, None, dtype)[0]
+    return model(ids_BT, _Where(cos, sin, segment_ids_BT), None, compute)[0]
 
 
 def forward_cached(
@@ -263,9 +342,10 @@ def forward_cached(
     positions_BT: Int[Array, "B T"],
     cache: Cache,
     rows_B: Int[Array, " B"] | None = None,
-    dtype=jnp.float32,
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """The same for tokens that continue cached rows; their keys and values are stored.
+
+    Computes in the type of the parameters (`for_decoding` makes them).
 
     rows_B: the cache's rows that the B rows of tokens belong to; None: all, in order.
     A token whose position or row lies outside the cache is padding: nothing is stored for it.
@@ -275,9 +355,23 @@ def forward_cached(
     rows = jnp.arange(B) if rows_B is None else rows_B
     rows_BT = jnp.broadcast_to(rows[:, None], (B, T))
     cos, sin = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.yarn)
-    mask_BTS = cache_mask(positions_BT, cache.length)
-    where = _Where(cos, sin, mask_BTS, positions_BT, rows_B, rows_BT)
-    return model(ids_BT, where, cache, dtype)
+    mask_BTS = attention.cache_mask(positions_BT, cache.length)
+    where = _Where(cos, sin, None, mask_BTS, positions_BT, rows_B, rows_BT)
+    compute = REFERENCE.model_copy(update={"dtype": params["embed"].dtype.name})
+    return model(ids_BT, where, cache, compute)
+
+
+def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, ModelConfig]:
+    """Parameters in the type that decoding computes in, adapters merged, and their model.
+
+    The norms' scales stay float32, as they are used in training.
+    """
+    params, cfg = lora.merge(params, cfg)
+
+    def cast(path, x: Array) -> Array:
+        return x if path[-1].key == "scale" else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params), cfg
 
 
 def head_table(params: Params) -> Float[Array, "V D"]:

@@ -9,10 +9,10 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def policy_loss(
-    logp: Float[Array, "B T"],
-    old_logp: Float[Array, "B T"],
-    advantage: Float[Array, "B T"],
-    trained: Bool[Array, "B T"],
+    logp: Float[Array, "*tokens"],
+    old_logp: Float[Array, "*tokens"],
+    advantage: Float[Array, "*tokens"],
+    trained: Bool[Array, "*tokens"],
     *,
     clip_low: float,
     clip_high: float,
@@ -55,7 +55,10 @@ def policy_loss(
 
 
 def sft_loss(
-    logp: Float[Array, "B T"], trained: Bool[Array, "B T"], *, num_tokens: Float[Array, ""] | float
+    logp: Float[Array, "*tokens"],
+    trained: Bool[Array, "*tokens"],
+    *,
+    num_tokens: Float[Array, ""] | float,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Negative log-likelihood of the trained tokens, summed / num_tokens."""
     return -masked_sum(logp, trained.astype(jnp.float32)) / num_tokens, {}

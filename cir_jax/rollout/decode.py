@@ -40,11 +40,12 @@ class Slots(NamedTuple):
     keys: UInt32[Array, "B 2"]
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "num_slots", "length"))
-def make_slots(*, cfg: ModelConfig, num_slots: int, length: int) -> Slots:
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype", "num_slots", "length"))
+def make_slots(*, cfg: ModelConfig, dtype: str, num_slots: int, length: int) -> Slots:
+    """Empty slots, their cache in the given type."""
     B, S = num_slots, length
     return Slots(
-        cache=make_cache(cfg, B, S),
+        cache=make_cache(cfg, B, S, dtype),
         ids=constrain(jnp.zeros((B, S), jnp.int32), "batch", "length"),
         author=constrain(jnp.zeros((B, S), jnp.int8), "batch", "length"),
         logp=constrain(jnp.zeros((B, S), jnp.float32), "batch", "length"),

@@ -60,9 +60,13 @@ class Engine:
         *,
         template: str,
         max_prompt_tokens: int,
+        dtype: str,
         seed: int,
     ):
+        """dtype: of decoding and its cache, a name of numpy's."""
         self._model = model
+        self._dtype = dtype
+        self._cast = jax.jit(lambda params: qwen.for_decoding(params, model, dtype)[0])
         self._cfg = cfg
         self._tokenizer = tokenizer
         self._sandbox = sandbox
@@ -89,6 +93,12 @@ class Engine:
         """
         return _Run(self, params, problems, samples, max_calls, temperature, phase, step).run()
 
+    def decoding_params(self, params: qwen.Params) -> tuple[qwen.Params, ModelConfig]:
+        """The parameters in the type of decoding, adapters merged; themselves if that is all."""
+        if self._dtype == "float32" and self._model.lora is None:
+            return params, self._model
+        return self._cast(params), self._model.model_copy(update={"lora": None})
+
     def prompt_ids(self, problem: Problem) -> list[int]:
         ids = self._tokenizer.encode(prompt_text(self._template, problem))
         if len(ids) > self._max_prompt_tokens:
@@ -104,7 +114,7 @@ class _Run:
 
     def __init__(self, engine, params, problems, samples, max_calls, temperature, phase, step):
         self.engine = engine
-        self.params = params
+        self.params, self.model = engine.decoding_params(params)
         self.cfg: RolloutConfig = engine._cfg
         self.max_calls = max_calls
         self.temperature = jnp.float32(temperature)
@@ -121,7 +131,8 @@ class _Run:
         self.rows: dict[int, _Row] = {}
         self.done: dict[int, Trajectory] = {}
         self.slots = decode.make_slots(
-            cfg=engine._model,
+            cfg=self.model,
+            dtype=engine._dtype,
             num_slots=self.cfg.slots,
             length=engine._max_prompt_tokens + self.cfg.max_response_tokens,
         )
@@ -137,7 +148,7 @@ class _Run:
                 self.slots,
                 self.engine._table,
                 self.temperature,
-                cfg=self.engine._model,
+                cfg=self.model,
                 steps=self.cfg.segment_steps,
                 eos_id=self.engine._tokenizer.eos_id,
             )
@@ -216,7 +227,7 @@ class _Run:
                     self._padded([min(C, len(ids)) for _, ids in chunk], 0),
                     jnp.int32(author),
                     self._padded([len(ids) <= C for _, ids in chunk], False, bool),
-                    cfg=self.engine._model,
+                    cfg=self.model,
                 )
 
     def _padded(self, values: list, fill, dtype=np.int32) -> jax.Array:

@@ -121,6 +121,7 @@ def open_run(cfg: Config, run_dir: Path, display: Display) -> Iterator[Run]:
             sandbox,
             template=cfg.data.template,
             max_prompt_tokens=cfg.data.max_prompt_tokens,
+            dtype=cfg.compute.dtype,
             seed=cfg.seed,
         )
         checkpoints = Checkpoints(run_dir, cfg.checkpoint.keep)
@@ -178,11 +179,11 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
     cfg = run.cfg
     if cfg.sft.weights:
         try:
-            return weights.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh)
+            return weights.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh, cfg.seed)
         except (ValueError, OSError) as error:
             raise ConfigError(f"sft.weights={cfg.sft.weights!r}: {error}") from error
     data = SFTData(cfg, run.tokenizer, run.sandbox)
-    update = make_update(cfg.model, run.mesh, sft_optimizer(cfg), sft_loss_fn)
+    update = make_update(cfg.model, cfg.compute, run.mesh, sft_optimizer(cfg), sft_loss_fn)
     num_max = max_micro(cfg.sft.batch_size, cfg.sft.micro_rows)
     shape = (num_max, cfg.sft.micro_rows, cfg.max_length)
     old_logp = jax.device_put(np.zeros(shape, np.float32), meshes.sharding(run.mesh))
@@ -211,7 +212,7 @@ def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
     """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
     cfg = run.cfg
     problems = pipeline.train_problems(cfg.data.tasks, cfg.seed)
-    update = make_update(cfg.model, run.mesh, rl_optimizer(cfg), rl_loss_fn(cfg.rl))
+    update = make_update(cfg.model, cfg.compute, run.mesh, rl_optimizer(cfg), rl_loss_fn(cfg.rl))
     run.display.begin("RL", cfg.rl.steps, first_step)
     for step in range(first_step, cfg.rl.steps):
         timer = metrics.Timer()
@@ -285,7 +286,9 @@ def updates(
             max_micro=max_micro(len(sequences), cfg.rl.micro_rows),
         )
         batch, count = put(batch, run.mesh), jnp.int32(num_micro)
-        old = old_logprobs(state.params, batch, count, temperature, cfg=cfg.model)
+        old = old_logprobs(
+            state.params, batch, count, temperature, cfg=cfg.model, compute=cfg.compute
+        )
         prepared.append((batch, old, count))
     mismatch = max(sampler_mismatch(batch, old) for batch, old, _ in prepared)
     rows = []

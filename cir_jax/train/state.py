@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from cir_jax import mesh as meshes
 from cir_jax.config import ModelConfig, OptimConfig
-from cir_jax.models import qwen
+from cir_jax.models import lora, qwen
 
 
 class TrainState(NamedTuple):
@@ -31,10 +31,59 @@ def make_optimizer(cfg: OptimConfig, num_updates: int) -> optax.GradientTransfor
     }[cfg.schedule]
     warmup = optax.linear_schedule(0.0, cfg.learning_rate, max(1, cfg.warmup_steps))
     schedule = optax.join_schedules([warmup, tail], [cfg.warmup_steps])
+    adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(schedule, cfg.beta1, cfg.beta2, cfg.eps, weight_decay=cfg.weight_decay),
+        adam if cfg.moments == "float32" else with_bfloat16_moments(adam),
+        optax.add_decayed_weights(cfg.weight_decay),
+        optax.scale_by_learning_rate(schedule),
     )
+
+
+def with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Adam whose moments are kept in bfloat16 between updates, rounded stochastically.
+
+    To the nearest, a second moment would stand still: at beta2 = 0.999 an update changes it by
+    a thousandth, and bfloat16's steps are up to a 128th.
+    """
+
+    def cast(state: optax.ScaleByAdamState, to: Any) -> optax.ScaleByAdamState:
+        return state._replace(mu=to(state.mu, 0), nu=to(state.nu, 1))
+
+    def widen(tree, _):
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params):
+        def narrow(tree, _):
+            return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+
+        return cast(adam.init(params), narrow)
+
+    def update(updates, state, params=None):
+        updates, state = adam.update(updates, cast(state, widen), params)
+
+        def narrow(tree, which):
+            key = jax.random.fold_in(jax.random.key(which), state.count)
+            leaves, structure = jax.tree.flatten(tree)
+            return structure.unflatten(
+                stochastic_bfloat16(x, jax.random.fold_in(key, i)) for i, x in enumerate(leaves)
+            )
+
+        return updates, cast(state, narrow)
+
+    return optax.GradientTransformation(init, update)
+
+
+def stochastic_bfloat16(x: Array, key: Array) -> Array:
+    """A float32 array as one of its two neighbours in bfloat16 each; in the mean x itself.
+
+    bfloat16 is float32 without its lower 16 bits: a uniform number added to them carries into
+    the upper ones as often as the value lies near the upper neighbour. Finite x only.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    upper = (bits >> 16).astype(jnp.uint16)
+    return jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
 
 
 def init_params(cfg: ModelConfig, mesh: Mesh, seed: int) -> qwen.Params:
@@ -48,13 +97,18 @@ def state_shardings(
 ) -> TrainState:
     """Layout of a state: the optimizer's moments lie as their parameters, scalars everywhere."""
     params = qwen.param_shardings(cfg, mesh)
+    trained, _ = lora.split(params, cfg)
     everywhere = meshes.sharding(mesh)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, qwen.abstract_params(cfg)),
-        params,
-        transform_non_params=lambda _: everywhere,
+
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    opt_state = jax.tree.map(
+        lambda x: (
+            x._replace(count=everywhere, mu=trained, nu=trained) if is_adam(x) else everywhere
+        ),
+        jax.eval_shape(optimizer.init, lora.split(qwen.abstract_params(cfg), cfg)[0]),
+        is_leaf=is_adam,
     )
     return TrainState(params, opt_state, everywhere)
 
@@ -65,7 +119,8 @@ def init_state(
     """The parameters with a fresh optimizer. The arrays are new: the state may be donated."""
 
     def fresh(params):
-        return TrainState(jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.int32(0))
+        opt_state = optimizer.init(lora.split(params, cfg)[0])
+        return TrainState(jax.tree.map(jnp.copy, params), opt_state, jnp.int32(0))
 
     return jax.jit(fresh, out_shardings=state_shardings(cfg, mesh, optimizer))(params)
 
@@ -75,9 +130,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, types and layout of a state: the target of a restore."""
     params = qwen.abstract_params(cfg)
-    state = TrainState(
-        params, jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32)
-    )
+    opt_state = jax.eval_shape(optimizer.init, lora.split(params, cfg)[0])
+    state = TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32))
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         state,

@@ -1,0 +1,25 @@
+"""Model FLOPs: what the mathematics needs, whatever a program computes twice.
+
+Source: the accounting of PaLM, arXiv:2204.02311, appendix B, with causal attention counted half.
+"""
+
+from cir_jax.config import ModelConfig
+
+
+def matmul_params(cfg: ModelConfig) -> int:
+    """Parameters that every token is multiplied with: all but the embedding's lookup and norms."""
+    heads = (2 * cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim
+    layer = cfg.width * heads + 3 * cfg.width * cfg.mlp_width
+    return cfg.num_layers * layer + cfg.vocab_size * cfg.width
+
+
+def forward_flops(cfg: ModelConfig, rows: int, length: int) -> int:
+    """Of causal rows of one segment, log-probabilities of all tokens included."""
+    tokens = rows * length
+    attention = 4 * cfg.num_heads * cfg.head_dim * length * tokens // 2
+    return 2 * matmul_params(cfg) * tokens + cfg.num_layers * attention
+
+
+def train_flops(cfg: ModelConfig, rows: int, length: int) -> int:
+    """Of forward and backward pass: the backward takes two products for each of the forward."""
+    return 3 * forward_flops(cfg, rows, length)
