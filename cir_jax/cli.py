@@ -1,4 +1,4 @@
-"""Command line: cir-jax train | eval | import-hf | export-hf | train-tokenizer."""
+"""Command line: cir-jax train | eval | import-hf | export-hf | train-tokenizer | bench."""
 
 import argparse
 import contextlib
@@ -57,8 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         "import-hf",
         help="read published weights",
         description="Reads Qwen2.5 or Qwen3 weights from a Hugging Face directory, or from the "
-        "hub, and writes them with config and tokenizer to the directory OUT, which sft.weights "
-        "of a config and export-hf take.",
+        "hub, checks them and writes them with config and tokenizer to the directory OUT, which "
+        "sft.weights and tokenizer of a config, and export-hf, take. One tensor at a time: memory "
+        "need not hold the model.",
     )
     importer.add_argument("source", metavar="DIR|HUB_ID")
     importer.add_argument("out", metavar="OUT", type=Path)
@@ -90,7 +91,34 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("out", metavar="OUT", type=Path)
     _add_overrides(tokenizer)
     tokenizer.set_defaults(run=_train_tokenizer)
+
+    bench = commands.add_parser("bench", help="measure speed; prints lines of JSON")
+    benches = bench.add_subparsers(required=True, metavar="WHAT")
+    update = benches.add_parser(
+        "update",
+        help="gradients of a policy loss",
+        description="Measures forward and backward pass of a policy loss in tokens/s, and model "
+        "FLOPs as a share of what a large matrix product reaches on the same machine in the same "
+        "run. Prints one line of JSON for each system measured.",
+    )
+    update.add_argument("--preset", default="bench", help="model (default: bench)")
+    update.add_argument("--batch", type=_positive, default=4, help="rows (default: 4)")
+    update.add_argument("--length", type=_positive, default=512, help="tokens a row (default: 512)")
+    update.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    update.add_argument("--remat", choices=("none", "minimal", "full"), default="full")
+    update.add_argument("--rounds", type=_positive, default=5, help="measurements (default: 5)")
+    update.add_argument(
+        "--against", choices=("torch",), help="measure transformers and torch too, in turn"
+    )
+    update.set_defaults(run=_bench_update)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +204,21 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 
     train_tokenizer(cfg, args.out)
     print(args.out)
+    return 0
+
+
+def _bench_update(args: argparse.Namespace) -> int:
+    from cir_jax.bench.update import bench_update
+
+    bench_update(
+        model=args.preset,
+        batch=args.batch,
+        length=args.length,
+        dtype=args.dtype,
+        remat=args.remat,
+        rounds=args.rounds,
+        against=args.against,
+    )
     return 0
 
 

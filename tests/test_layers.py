@@ -24,7 +24,10 @@ ALLOWED = (
         "train": BASE | STAGES | {"rollout", "evals"},
         "__init__": set(),
     }
-    | dict.fromkeys(("aot", "cli"), BASE | STAGES | {"rollout", "evals", "report", "train", "aot"})
+    | dict.fromkeys(
+        ("aot", "bench", "cli"),
+        BASE | STAGES | {"rollout", "evals", "report", "train", "aot", "bench"},
+    )
 )
 
 

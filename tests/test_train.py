@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from models_table import ONE_DEVICE_FLAGS
 
 from cir_jax import config as configs
 from cir_jax import metrics
@@ -194,7 +195,7 @@ def command(*args):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        env=os.environ | {"XLA_FLAGS": ONE_DEVICE_FLAGS},
     )
 
 
