@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     update.add_argument("--batch", type=_positive, default=4, help="rows (default: 4)")
     update.add_argument("--length", type=_positive, default=512, help="tokens a row (default: 512)")
     update.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    update.add_argument("--remat", choices=("none", "minimal", "full"), default="full")
+    update.add_argument("--remat", choices=("none", "minimal", "full"), default="minimal")
     update.add_argument("--rounds", type=_positive, default=5, help="measurements (default: 5)")
     update.add_argument(
         "--against", choices=("torch",), help="measure transformers and torch too, in turn"

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from cir_jax import mesh as meshes
 
-# Entries of the largest array of logits, 256 MiB in float32.
+# Entries of the largest array of logits, about: 256 MiB in float32.
 _MAX_LOGITS = 2**26
 _MAX_CHUNK = 4096
 # The score of entries that are no tokens: far below any, and finite in all that is made of it.
@@ -95,7 +95,7 @@ class _Chunks(NamedTuple):
 def _prepare(hidden_BTD, table_VD, targets_BT, args, temperature, chunk) -> tuple[_Head, _Chunks]:
     count, V = targets_BT.size, table_VD.shape[0]
     if chunk is None:
-        chunk = 2 ** int(np.log2(_MAX_LOGITS / V))
+        chunk = 2 ** round(np.log2(_MAX_LOGITS / V))
         chunk = min(max(chunk, 1), _MAX_CHUNK, 2 ** int(np.ceil(np.log2(count))))
     pad = -count % chunk
 
