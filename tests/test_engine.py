@@ -94,8 +94,9 @@ def sample(cfg, tokenizer, sandbox, params, problems, *, max_calls=3, temperatur
         samples=4,
         max_calls=max_calls,
         temperature=temperature,
+        top_p=1.0,
         phase="test",
-        step=3,
+        step=4,
     )
     return groups
 
@@ -214,7 +215,7 @@ def test_greedy_is_the_most_likely_token(cfg, tokenizer, sandbox, params, proble
 
 def test_nothing_recompiles_after_the_first_step(cfg, tokenizer, sandbox, params, problems):
     """Another batch of problems, another budget and temperature: not one new trace."""
-    jitted = (decode.make_slots, decode.admit, decode.extend, decode.decode_segment)
+    jitted = (decode.make_slots, decode.admit, decode.extend, decode.decode_segment, decode.fork)
     sample(cfg, tokenizer, sandbox, params, problems)
     before = [f._cache_size() for f in jitted]
     others = pipeline.eval_problems(cfg.data.tasks, 14)[3:]
@@ -271,7 +272,7 @@ def test_slow_program_does_not_hold_up_the_others(cfg, tokenizer, sandbox, param
         dtype=cfg.compute.dtype,
         seed=0,
     )
-    kwargs = dict(samples=4, max_calls=3, temperature=1.0, phase="test", step=3)
+    kwargs = dict(samples=4, max_calls=3, temperature=1.0, top_p=1.0, phase="test", step=4)
     _, quiet = engine.rollout(params, problems, **kwargs)
     engine._sandbox = OneSlow()
     start = time.perf_counter()

@@ -175,7 +175,7 @@ def continued(params, cfg, ids, positions, cache):
 def generate(pair, prompts):
     """Greedy continuations: prompts in chunks, then a token at a time, at each row's own place."""
     longest = max(map(len, prompts))
-    cache = make_cache(pair.cfg, len(prompts), longest + NEW)
+    cache = make_cache(pair.cfg, len(prompts), longest + NEW, "float32")
     token = np.zeros(len(prompts), np.int32)
     for start in range(0, longest, CHUNK):
         span = np.arange(start, start + CHUNK)

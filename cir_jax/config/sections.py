@@ -96,6 +96,8 @@ class RolloutConfig(Section):
     """Responses per problem, G (CIR: 16)."""
     temperature: PositiveFloat = 1.0
     """Divides the logits, in sampling and in training (CIR: 1.0)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Mass of the most likely tokens that are sampled from; 1 = all of them (CIR: 1)."""
     max_calls: Budget = ((0, 2), (100, 3), (200, 4))
     """Executed programs per response: a number, or [[from RL step, calls], ...]; 0 = text only
     (CIR: 2, 3 from step 100, 4 from step 200)."""
@@ -105,6 +107,9 @@ class RolloutConfig(Section):
     """Rows decoded together."""
     segment_steps: PositiveInt = 16
     """Decode steps between two looks of the host, tokens per row."""
+    return_share: Share = 0.25
+    """A segment ends early when more than this share of the slots has begun to wait for
+    programs in it."""
     prefill_rows: PositiveInt = 16
     """Rows per prefill launch."""
     prefill_chunk: PositiveInt = 64

@@ -39,7 +39,14 @@ def evaluate(
 ) -> Evaluation:
     """One greedy response per problem."""
     groups, stats = engine.rollout(
-        params, problems, samples=1, max_calls=max_calls, temperature=0.0, phase="eval", step=0
+        params,
+        problems,
+        samples=1,
+        max_calls=max_calls,
+        temperature=0.0,
+        top_p=1.0,
+        phase="eval",
+        step=0,
     )
     trajectories = [group[0] for group in groups]
     scores = grade(trajectories, grader, tokenizer)

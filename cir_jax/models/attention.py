@@ -9,9 +9,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cir_jax import mesh as meshes
 from cir_jax.config import ComputeConfig
+from cir_jax.models.cache import Cache
 
 # What remat policies know the packed attention's result by.
 RESULT = "attention"
+# The score of keys that a query does not see: exp of it is 0, and so is its difference to itself.
+_UNSEEN = -1e30
 # Splash attention's tiles are square, of at most this many positions, and of a multiple of LANES.
 MAX_BLOCK = 1024
 LANES = 128
@@ -44,8 +47,8 @@ def attend_packed(
 
 def attend(
     q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T / sqrt(H)) v, in float32; N/K query heads share a key/value head.
@@ -53,17 +56,63 @@ def attend(
     A query that may see no key gets the mean of all values (it is padding, and is masked later).
     """
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    K = k_BKSH.shape[1]
     q_BTKRH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKRH,BSKH->BKRTS", q_BTKRH, k_BSKH, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("BTKRH,BKSH->BKRTS", q_BTKRH, k_BKSH, preferred_element_type=jnp.float32)
     scores = jnp.where(mask_BTS[:, None, None], scores * H**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKRTS,BSKH->BTKRH", weights, v_BSKH).reshape(B, T, N, H)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
+    return jnp.einsum("BKRTS,BKSH->BTKRH", weights, v_BKSH).reshape(B, T, N, H)
 
 
-def cache_mask(positions_BT: Int[Array, "B T"], cache_length: int) -> Bool[Array, "B T S"]:
-    """A query at position p sees the cache's entries 0..p."""
-    return jnp.arange(cache_length)[None, None, :] <= positions_BT[:, :, None]
+def attend_cached(
+    q_BTNH: Float[Array, "B T N H"],
+    cache: Cache,
+    layer: Int[Array, ""],
+    rows_B: Int[Array, " B"] | None,
+    positions_BT: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """A query at position p attends to the cache's entries 0..p of its row.
+
+    Block by block up to the longest row's, with a running maximum and sum. Blocks beyond a row's
+    own end change nothing, not even by rounding: its numbers do not depend on its neighbours.
+    Positions outside the cache are padding's, whose results mean nothing.
+    Source: arXiv:1805.02867, algorithm 3; FlashAttention, arXiv:2205.14135, algorithm 1.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = cache.k_LBKSH.shape[2]
+    q_BKRTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    last = jnp.max(jnp.where(positions_BT < cache.length, positions_BT, 0))
+
+    def block(number, carry):
+        top, total, sums = carry
+        k_BKSH, v_BKSH = (x.astype(q_BTNH.dtype) for x in cache.read(layer, rows_B, number))
+        scores = jnp.einsum(
+            "BKRTH,BKSH->BKRTS", q_BKRTH, k_BKSH, preferred_element_type=jnp.float32
+        )
+        at = number * cache.block + jnp.arange(cache.block)
+        seen_BTS = at[None, None, :] <= positions_BT[:, :, None]
+        scores = jnp.where(seen_BTS[:, None, None], scores * H**-0.5, _UNSEEN)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.where(seen_BTS[:, None, None], jnp.exp(scores - new_top), 0.0)
+        before = jnp.exp(top - new_top)
+        added = jnp.einsum(
+            "BKRTS,BKSH->BKRTH",
+            weights.astype(v_BKSH.dtype),
+            v_BKSH,
+            preferred_element_type=jnp.float32,
+        )
+        total = total * before + jnp.sum(weights, axis=-1, keepdims=True)
+        return new_top, total, sums * before + added
+
+    shape = (B, K, N // K, T)
+    start = (
+        jnp.full((*shape, 1), _UNSEEN),
+        jnp.zeros((*shape, 1)),
+        jnp.zeros((*shape, H)),
+    )
+    _, total, sums = jax.lax.fori_loop(0, last // cache.block + 1, block, start)
+    out_BKRTH = (sums / total).astype(q_BTNH.dtype)
+    return out_BKRTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def packed_mask(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -74,7 +123,8 @@ def packed_mask(segment_ids_BT: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 
 
 def _xla(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):
-    return attend(q_BTNH, k_BTKH, v_BTKH, packed_mask(segment_ids_BT))
+    k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+    return attend(q_BTNH, k_BKTH, v_BKTH, packed_mask(segment_ids_BT))
 
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT):

@@ -1,21 +1,28 @@
-"""The key/value cache: [L, B, S, K, H], written in place at (layer, row, position)."""
+"""The key/value cache: [L, B, K, S, H], written in place at (layer, row, position).
+
+Heads come before positions, so that what a head attends to lies in one piece.
+"""
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cir_jax.config import ModelConfig
 from cir_jax.mesh import constrain
 
+# Positions that attention reads at a time: it stops after the block of the longest row.
+BLOCK = 256
+
 
 class Cache(NamedTuple):
-    k_LBSKH: Float[Array, "L B S K H"]
-    v_LBSKH: Float[Array, "L B S K H"]
+    k_LBKSH: Float[Array, "L B K S H"]
+    v_LBKSH: Float[Array, "L B K S H"]
 
     @property
     def length(self) -> int:
-        return self.k_LBSKH.shape[2]
+        return self.k_LBKSH.shape[3]
 
     def write(
         self,
@@ -26,25 +33,49 @@ class Cache(NamedTuple):
         v_BTKH: Float[Array, "B T K H"],
     ) -> "Cache":
         """Stores keys and values; rows or positions outside the cache are dropped."""
-        at = (layer, rows_BT, positions_BT)
+        # Indices on both sides of the slice of heads: their axes come first in what is set.
+        at = (layer, rows_BT, slice(None), positions_BT)
         return Cache(
-            self.k_LBSKH.at[at].set(k_BTKH.astype(self.k_LBSKH.dtype), mode="drop"),
-            self.v_LBSKH.at[at].set(v_BTKH.astype(self.v_LBSKH.dtype), mode="drop"),
+            self.k_LBKSH.at[at].set(k_BTKH.astype(self.k_LBKSH.dtype), mode="drop"),
+            self.v_LBKSH.at[at].set(v_BTKH.astype(self.v_LBKSH.dtype), mode="drop"),
         )
 
+    @property
+    def block(self) -> int:
+        """Positions that are read at a time."""
+        return min(BLOCK, self.length)
+
     def read(
-        self, layer: Int[Array, ""], rows_B: Int[Array, " B"] | None
-    ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """Keys and values of one layer, of the given rows or of all."""
-        if rows_B is None:
-            return self.k_LBSKH[layer], self.v_LBSKH[layer]
-        at = (layer, rows_B)
-        return self.k_LBSKH.at[at].get(mode="clip"), self.v_LBSKH.at[at].get(mode="clip")
+        self, layer: Int[Array, ""], rows_B: Int[Array, " B"] | None, number: Int[Array, ""]
+    ) -> tuple[Float[Array, "B K Sb H"], Float[Array, "B K Sb H"]]:
+        """One layer's keys and values in block `number`, of the given rows or of all."""
+
+        def block(x_LBKSH):
+            L, B, K, _, H = x_LBKSH.shape
+            start = (layer, 0, 0, number * self.block, 0)
+            x_BKSH = jax.lax.dynamic_slice(x_LBKSH, start, (1, B, K, self.block, H))[0]
+            return x_BKSH if rows_B is None else x_BKSH.at[rows_B].get(mode="clip")
+
+        return block(self.k_LBKSH), block(self.v_LBKSH)
+
+    def copy_rows(
+        self, sources_R: Int[Array, " R"], targets_R: Int[Array, " R"], length: int
+    ) -> "Cache":
+        """The first `length` positions of rows into other rows; targets outside are dropped."""
+
+        def copied(x_LBKSH):
+            part = x_LBKSH[:, :, :, :length].at[:, sources_R].get(mode="clip")
+            return x_LBKSH.at[:, targets_R, :, :length].set(part, mode="drop")
+
+        return Cache(*map(copied, self))
 
 
-def make_cache(cfg: ModelConfig, rows: int, length: int, dtype="float32") -> Cache:
-    shape = (cfg.num_layers, rows, length, cfg.num_kv_heads, cfg.head_dim)
-    axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+def make_cache(cfg: ModelConfig, rows: int, length: int, dtype: str) -> Cache:
+    """Zeros; more than one block long, the length is rounded up to whole blocks."""
+    if length > BLOCK:
+        length += -length % BLOCK
+    shape = (cfg.num_layers, rows, cfg.num_kv_heads, length, cfg.head_dim)
+    axes = ("layers", "batch", "kv_heads", "length", "head_dim")
     return Cache(
         constrain(jnp.zeros(shape, dtype), *axes), constrain(jnp.zeros(shape, dtype), *axes)
     )

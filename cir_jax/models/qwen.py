@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from cir_jax import mesh as meshes
 from cir_jax.config import ComputeConfig, ModelConfig, YarnConfig
@@ -130,7 +130,6 @@ class _Where(NamedTuple):
     # Of packed rows.
     segment_ids_BT: Int[Array, "B T"] | None = None
     # Of tokens that continue a cache.
-    mask_BTS: Bool[Array, "B T S"] | None = None
     positions_BT: Int[Array, "B T"] | None = None
     rows_B: Int[Array, " B"] | None = None
     rows_BT: Int[Array, "B T"] | None = None
@@ -204,8 +203,7 @@ class Attention(_Projections):
             out = attention.attend_packed(q, k, v, where.segment_ids_BT, backend)
         else:
             cache = cache.write(layer, where.rows_BT, where.positions_BT, k, v)
-            k, v = cache.read(layer, where.rows_B)
-            out = attention.attend(q, k.astype(q.dtype), v.astype(q.dtype), where.mask_BTS)
+            out = attention.attend_cached(q, cache, layer, where.rows_B, where.positions_BT)
         return self.project("o", out, 2), cache
 
 
@@ -355,8 +353,7 @@ def forward_cached(
     rows = jnp.arange(B) if rows_B is None else rows_B
     rows_BT = jnp.broadcast_to(rows[:, None], (B, T))
     cos, sin = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta, cfg.yarn)
-    mask_BTS = attention.cache_mask(positions_BT, cache.length)
-    where = _Where(cos, sin, None, mask_BTS, positions_BT, rows_B, rows_BT)
+    where = _Where(cos, sin, None, positions_BT, rows_B, rows_BT)
     compute = REFERENCE.model_copy(update={"dtype": params["embed"].dtype.name})
     return model(ids_BT, where, cache, compute)
 

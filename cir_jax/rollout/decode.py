@@ -42,10 +42,11 @@ class Slots(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype", "num_slots", "length"))
 def make_slots(*, cfg: ModelConfig, dtype: str, num_slots: int, length: int) -> Slots:
-    """Empty slots, their cache in the given type."""
-    B, S = num_slots, length
+    """Empty slots of at least this length, their cache in the given type."""
+    cache = make_cache(cfg, num_slots, length, dtype)
+    B, S = num_slots, cache.length
     return Slots(
-        cache=make_cache(cfg, B, S, dtype),
+        cache=cache,
         ids=constrain(jnp.zeros((B, S), jnp.int32), "batch", "length"),
         author=constrain(jnp.zeros((B, S), jnp.int8), "batch", "length"),
         logp=constrain(jnp.zeros((B, S), jnp.float32), "batch", "length"),
@@ -81,6 +82,35 @@ def admit(
         fence_state=put(slots.fence_state, fence.OUTSIDE),
         calls_left=put(slots.calls_left, calls_R),
         keys=put(slots.keys, keys_R2),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="length", donate_argnums=0)
+def fork(
+    slots: Slots,
+    sources_R: Int[Array, " R"],
+    targets_R: Int[Array, " R"],
+    count_R: Int[Array, " R"],
+    *,
+    length: int,
+) -> Slots:
+    """Copies the first count_R tokens of other rows, and lets the rows run.
+
+    Their prompts are the same, and so are their keys and values, bit by bit.
+    length: static bound of count_R. Targets outside 0..B-1 are padding.
+    """
+
+    def copied(x_BS):
+        part = x_BS[:, :length].at[sources_R].get(mode="clip")
+        return x_BS.at[targets_R, :length].set(part, mode="drop")
+
+    return slots._replace(
+        cache=slots.cache.copy_rows(sources_R, targets_R, length),
+        ids=copied(slots.ids),
+        author=copied(slots.author),
+        logp=copied(slots.logp),
+        length=slots.length.at[targets_R].set(count_R, mode="drop"),
+        status=slots.status.at[targets_R].set(jnp.int8(RUNNING), mode="drop"),
     )
 
 
@@ -145,13 +175,19 @@ def decode_segment(
     slots: Slots,
     fence_table_QV: Int[Array, "Q V"],
     temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    max_waiting: Int[Array, ""],
     *,
     cfg: ModelConfig,
     steps: int,
     eos_id: int,
 ) -> Slots:
-    """At most `steps` tokens for each running row; ends early when no row runs."""
+    """At most `steps` tokens for each running row; ends early when no row runs, and when more
+    than max_waiting rows have begun to wait.
+
+    """
     B, S = slots.ids.shape
+    waited = jnp.sum(slots.status == WAITING)
     rows_B = jnp.arange(B)
 
     def step(carry):
@@ -162,7 +198,7 @@ def decode_segment(
         positions_B1 = jnp.where(runs, last, S)[:, None]
         hidden, cache = qwen.forward_cached(params, cfg, ids_B1, positions_B1, slots.cache)
         logits_BV = logprob.logits(hidden[:, 0], qwen.head_table(params))
-        token, logp = sample(logits_BV, slots.keys, slots.length, temperature)
+        token, logp = sample(logits_BV, slots.keys, slots.length, temperature, top_p)
 
         at = (rows_B, jnp.where(runs, slots.length, S))
         length = slots.length + runs
@@ -185,6 +221,7 @@ def decode_segment(
 
     def goes_on(carry):
         n, slots = carry
-        return (n < steps) & jnp.any(slots.status == RUNNING)
+        waiting = jnp.sum(slots.status == WAITING) - waited
+        return (n < steps) & jnp.any(slots.status == RUNNING) & (waiting <= max_waiting)
 
     return jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots))[1]

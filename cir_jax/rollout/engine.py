@@ -40,6 +40,7 @@ class _Row:
     """A row on its way; `turn` is where the current model turn begins."""
 
     index: int
+    group: int
     problem: Problem
     sample: int
     prompt_ids: list[int]
@@ -83,6 +84,7 @@ class Engine:
         samples: int,
         max_calls: int,
         temperature: float,
+        top_p: float,
         phase: str,
         step: int,
     ) -> tuple[list[list[Trajectory]], RolloutStats]:
@@ -91,7 +93,8 @@ class Engine:
         temperature 0 is greedy. A token depends on (seed, phase, step, index of the problem,
         sample, position) and the weights alone. Raises RuntimeError if the sandbox itself fails.
         """
-        return _Run(self, params, problems, samples, max_calls, temperature, phase, step).run()
+        run = _Run(self, params, problems, samples, max_calls, temperature, top_p, phase, step)
+        return run.run()
 
     def decoding_params(self, params: qwen.Params) -> tuple[qwen.Params, ModelConfig]:
         """The parameters in the type of decoding, adapters merged; themselves if that is all."""
@@ -112,17 +115,19 @@ class Engine:
 class _Run:
     """One call of `rollout`: the slots, the rows in them, and those still to come."""
 
-    def __init__(self, engine, params, problems, samples, max_calls, temperature, phase, step):
+    def __init__(
+        self, engine, params, problems, samples, max_calls, temperature, top_p, phase, step
+    ):
         self.engine = engine
         self.params, self.model = engine.decoding_params(params)
         self.cfg: RolloutConfig = engine._cfg
         self.max_calls = max_calls
-        self.temperature = jnp.float32(temperature)
+        self.temperature, self.top_p = jnp.float32(temperature), jnp.float32(top_p)
         self.phase, self.step = phase, step
         self.samples = samples
         prompts = [engine.prompt_ids(problem) for problem in problems]
         self.waiting_room = collections.deque(
-            _Row(p * samples + g, problems[p], g, prompts[p])
+            _Row(p * samples + g, p, problems[p], g, prompts[p])
             for p in range(len(problems))
             for g in range(samples)
         )
@@ -130,11 +135,9 @@ class _Run:
         self.keys = row_keys(engine._seed, phase, step, n // samples, n % samples)
         self.rows: dict[int, _Row] = {}
         self.done: dict[int, Trajectory] = {}
+        length = engine._max_prompt_tokens + self.cfg.max_response_tokens
         self.slots = decode.make_slots(
-            cfg=self.model,
-            dtype=engine._dtype,
-            num_slots=self.cfg.slots,
-            length=engine._max_prompt_tokens + self.cfg.max_response_tokens,
+            cfg=self.model, dtype=engine._dtype, num_slots=self.cfg.slots, length=length
         )
         self.stats = RolloutStats()
 
@@ -143,15 +146,7 @@ class _Run:
         running: set[int] = set()
         while self.waiting_room or self.rows:
             running |= self._admit() | self._put_back(wait=not running)
-            self.slots = decode.decode_segment(
-                self.params,
-                self.slots,
-                self.engine._table,
-                self.temperature,
-                cfg=self.model,
-                steps=self.cfg.segment_steps,
-                eos_id=self.engine._tokenizer.eos_id,
-            )
+            self._decode()
             self.stats.num_segments += 1
             running = self._harvest()
         self.stats.wall_s = time.perf_counter() - start
@@ -160,8 +155,32 @@ class _Run:
         groups = range(0, len(ordered), self.samples)
         return [ordered[i : i + self.samples] for i in groups], self.stats
 
+    def _decode(self) -> None:
+        self.slots = decode.decode_segment(
+            self.params,
+            self.slots,
+            self.engine._table,
+            self.temperature,
+            self.top_p,
+            jnp.int32(self.cfg.return_share * self.cfg.slots),
+            cfg=self.model,
+            steps=self.cfg.segment_steps,
+            eos_id=self.engine._tokenizer.eos_id,
+        )
+
+    def _fork(self, copies: list[tuple[int, int, int]]) -> None:
+        """(source, target, tokens) each."""
+        sources, targets, counts = (list(x) for x in zip(*copies, strict=True))
+        self.slots = decode.fork(
+            self.slots,
+            self._padded(sources, 0),
+            self._padded(targets, self.cfg.slots),
+            self._padded(counts, 0),
+            length=self.engine._max_prompt_tokens,
+        )
+
     def _admit(self) -> set[int]:
-        """New rows into free slots."""
+        """New rows into free slots. A prompt that a row holds already is copied from there."""
         free = [slot for slot in range(self.cfg.slots) if slot not in self.rows]
         free = free[: len(self.waiting_room)]
         entering = [(slot, self.waiting_room.popleft()) for slot in free]
@@ -176,10 +195,19 @@ class _Run:
                 self._padded(limits, 0),
                 self._padded([self.max_calls] * len(part), 0),
             )
+        holder = {row.group: slot for slot, row in self.rows.items()}
+        prompts, copies = [], []
         for slot, row in entering:
+            if row.group in holder:
+                copies.append((holder[row.group], slot, len(row.prompt_ids)))
+            else:
+                holder[row.group] = slot
+                prompts.append((slot, row.prompt_ids))
             row.turn = len(row.prompt_ids)
             self.rows[slot] = row
-        self._extend([(slot, row.prompt_ids) for slot, row in entering], Author.PROMPT)
+        self._extend(prompts, Author.PROMPT)
+        for at in range(0, len(copies), self.cfg.prefill_rows):
+            self._fork(copies[at : at + self.cfg.prefill_rows])
         return {slot for slot, _ in entering}
 
     def _put_back(self, *, wait: bool) -> set[int]:

@@ -224,6 +224,7 @@ def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
                 samples=cfg.rollout.samples_per_prompt,
                 max_calls=budget,
                 temperature=cfg.rollout.temperature,
+                top_p=cfg.rollout.top_p,
                 phase="rl",
                 step=step,
             )
