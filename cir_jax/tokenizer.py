@@ -14,6 +14,7 @@ import numpy as np
 
 FENCE_OPEN = "```python"
 FENCE_CLOSE = "```"
+OUTPUT_OPEN = "\n```output\n"
 END_OF_TEXT = "<|endoftext|>"
 
 # Qwen2.5's added tokens, in the order of their ids.
@@ -43,13 +44,14 @@ SPECIAL_TOKENS = (
 )
 
 
-def put_back_text(result: str, trailing: str) -> str:
-    """What follows a call's closing fence (SPEC of CIR: an output block).
+def put_back_text(result: str, trailing: str, written: str = "") -> str:
+    """What follows a call's boundary (SPEC of CIR: an output block).
 
-    trailing: characters that the closing token carried past the fence. The sampled token stays
-    as sampled; if it already brought the newline, the output block does not bring another.
+    written: the beginning of OUTPUT_OPEN that belongs to the boundary, so that the model has
+    written it. trailing: characters that the boundary's last token carried past it. The sampled
+    token stays as sampled; if it already brought the newline, the block does not bring another.
     """
-    block = f"\n```output\n{result}\n```\n"
+    block = f"{OUTPUT_OPEN.removeprefix(written)}{result}\n```\n"
     return block.removeprefix("\n") if trailing.endswith("\n") else block
 
 

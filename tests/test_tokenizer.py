@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cir_jax import config as configs
-from cir_jax.rollout.fence import find_call
+from cir_jax.rollout.fence import BOUNDARIES
 from cir_jax.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer, put_back_text
 from cir_jax.train.sft import train_tokenizer
 
@@ -133,7 +133,7 @@ def test_decode_of_any_ids_is_their_bytes(tokenizer):
         assert tokenizer.decode(ids) == joined(tokenizer, ids).decode("utf-8", errors="replace")
 
 
-@pytest.mark.parametrize("trailing", ["", "\n", "\n\n", " \n", " ", " and"])
+@pytest.mark.parametrize("trailing", ["", "\n", "\n\n", " \n", "\r\n", " ", " and"])
 @pytest.mark.parametrize("result", ["3", "", "a\nb", "```"])
 def test_put_back_text_starts_on_a_line_of_its_own(trailing, result):
     """The block as specified; its first newline is left out if it is there already."""
@@ -142,8 +142,14 @@ def test_put_back_text_starts_on_a_line_of_its_own(trailing, result):
     assert (trailing + block).startswith(trailing.removesuffix("\n") + "\n```output")
 
 
+@pytest.mark.parametrize("trailing", ["", "\n", "s\n", "s"])
+def test_put_back_text_goes_on_after_a_written_opening(trailing):
+    block = put_back_text("3", trailing, written="\n```output")
+    assert trailing + block == trailing.removesuffix("\n") + "\n3\n```\n"
+
+
 def test_output_block_is_no_call():
-    assert find_call(put_back_text("3", "")) is None
+    assert BOUNDARIES["fence"].find_call(put_back_text("3", "")) is None
 
 
 def read_files(directory):

@@ -101,6 +101,9 @@ class RolloutConfig(Section):
     max_calls: Budget = ((0, 2), (100, 3), (200, 4))
     """Executed programs per response: a number, or [[from RL step, calls], ...]; 0 = text only
     (CIR: 2, 3 from step 100, 4 from step 200)."""
+    boundary: Literal["fence", "stop_word"] = "fence"
+    """A call begins where a non-blank ```python block closes, or (ablation) where the model itself
+    writes ```output after one (CIR: the exact match of the fence)."""
     max_response_tokens: PositiveInt = 4096
     """Model and tool tokens per response (CIR: 4096)."""
     slots: PositiveInt = 64

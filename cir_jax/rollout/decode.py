@@ -26,7 +26,7 @@ EMPTY, RUNNING, WAITING, EOS, FULL = range(5)
 
 
 class Slots(NamedTuple):
-    """State of B slots of S tokens. WAITING: a call's fence has just been closed."""
+    """State of B slots of S tokens. WAITING: a call has just been noticed."""
 
     cache: Cache
     ids: Int[Array, "B S"]

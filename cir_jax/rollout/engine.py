@@ -22,7 +22,7 @@ from cir_jax.rollout import decode, fence
 from cir_jax.rollout.sampling import row_keys
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
-from cir_jax.tokenizer import Tokenizer, put_back_text
+from cir_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass
@@ -74,7 +74,8 @@ class Engine:
         self._template = template
         self._max_prompt_tokens = max_prompt_tokens
         self._seed = seed
-        self._table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size))
+        self._boundary = fence.BOUNDARIES[cfg.boundary]
+        self._table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size, self._boundary))
 
     def rollout(
         self,
@@ -228,7 +229,7 @@ class _Run:
             result = future.result()
             if result.status == "infra":
                 raise RuntimeError(f"sandbox failed on {row.problem.problem_id}: {result.error}")
-            text = put_back_text(result_text(result), trailing)
+            text = self.engine._boundary.put_back(result_text(result), trailing)
             ids = self.engine._tokenizer.encode(text)
             limit = len(row.prompt_ids) + self.cfg.max_response_tokens
             row.calls.append(Call(code, result, min(len(ids), limit - row.turn)))
@@ -274,7 +275,7 @@ class _Run:
         for slot in sorted(waiting):
             row = self.rows[slot]
             text = self.engine._tokenizer.decode(written[0][slot, row.turn : length[slot]])
-            code, trailing = fence.find_call(text)
+            code, trailing = self.engine._boundary.find_call(text)
             seed = self._program_seed(row)
             row.pending = (code, trailing, self.engine._sandbox.submit(code, seed=seed))
             row.turn = int(length[slot])

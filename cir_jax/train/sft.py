@@ -11,25 +11,26 @@ from cir_jax.config import Config
 from cir_jax.data.demonstrations import Demonstration, demonstration
 from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
+from cir_jax.rollout.fence import BOUNDARIES, Boundary
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
-from cir_jax.tokenizer import END_OF_TEXT, Tokenizer, put_back_text, train_bpe
+from cir_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 # Steps whose programs run while the current step trains.
 _STEPS_AHEAD = 4
 
 
 def segments(
-    demo: Demonstration, results: Sequence[ExecResult], template: str
+    demo: Demonstration, results: Sequence[ExecResult], template: str, boundary: Boundary
 ) -> list[tuple[Author, str]]:
     """The trajectory's stretches of text by author, as a rollout would have written them."""
     out = [(Author.PROMPT, prompt_text(template, demo.problem))]
     text = ""
     for code, result in zip(demo.programs, results, strict=True):
         text = result_text(result)
-        out.append((Author.MODEL, f"```python\n{code}\n```"))
-        out.append((Author.TOOL, put_back_text(text, trailing="")))
+        out.append((Author.MODEL, f"```python\n{code}\n```{boundary.written}"))
+        out.append((Author.TOOL, boundary.put_back(text, trailing="")))
     answer = text if demo.answer is None else demo.answer
     out.append((Author.MODEL, f"The answer is \\boxed{{{answer}}}.{END_OF_TEXT}"))
     return out
@@ -94,7 +95,8 @@ class SFTData:
         if index not in self._sequences:
             demo, futures = self._started.pop(index)
             results = [future.result() for future in futures]
-            parts = segments(demo, results, self._cfg.data.template)
+            boundary = BOUNDARIES[self._cfg.rollout.boundary]
+            parts = segments(demo, results, self._cfg.data.template, boundary)
             self._sequences[index] = tokenize(parts, self._tokenizer)
         return self._sequences[index]
 
@@ -105,10 +107,11 @@ def train_tokenizer(cfg: Config, directory: Path) -> None:
     with Sandbox(limits, num_workers=cfg.sandbox.num_workers) as sandbox:
         demos = [_demonstration(cfg, i) for i in range(cfg.sft.num_trajectories)]
         futures = [[sandbox.submit(code) for code in demo.programs] for demo in demos]
+        boundary = BOUNDARIES[cfg.rollout.boundary]
         texts = [
             text.removesuffix(END_OF_TEXT)
             for demo, row in zip(demos, futures, strict=True)
-            for _, text in segments(demo, [f.result() for f in row], cfg.data.template)
+            for _, text in segments(demo, [f.result() for f in row], cfg.data.template, boundary)
         ]
     train_bpe(texts, cfg.model.vocab_size, directory)
 
