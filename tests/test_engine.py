@@ -197,6 +197,29 @@ def test_budget_bounds_the_calls(cfg, tokenizer, sandbox, params, problems, traj
         assert len(turns) == 1
 
 
+def test_stop_word_is_the_models_own(cfg, tokenizer, sandbox, params, problems, monkeypatch):
+    """rollout.boundary=stop_word: the closing fence is passed, and the output goes on after
+    ```output. The sampler follows a script, since no model here writes that."""
+    turn = tokenizer.encode("```python\nprint(1)\n```\nIt is\n```output")
+    output = tokenizer.encode("\n1\n```\n")
+    answer = [*tokenizer.encode("\\boxed{1}"), tokenizer.eos_id]
+    prompt = tokenizer.encode(problems[0].question + "\n")
+    script = jax.numpy.array(prompt + turn + output + answer)
+
+    def scripted(logits_BV, keys_B2, positions_B, *_):
+        return script.at[positions_B].get(mode="clip"), -jax.numpy.ones(len(logits_BV))
+
+    monkeypatch.setattr(decode, "sample", scripted)
+    # Segments of a length of their own: the program is this test's alone.
+    changes = {"boundary": "stop_word", "segment_steps": 5}
+    for t in sample(cfg, tokenizer, sandbox, params, problems[:1], **changes)[0]:
+        assert t.ids.tolist() == script.tolist() and t.stop_reason == "eos"
+        written = [len(prompt), len(turn), len(output), len(answer)]
+        who = [Author.PROMPT, Author.MODEL, Author.TOOL, Author.MODEL]
+        assert t.author.tolist() == np.repeat(who, written).tolist()
+        assert [(c.code, c.result.stdout) for c in t.calls] == [("print(1)\n", "1\n")]
+
+
 def test_length_limit_cuts_tool_output(cfg, tokenizer, sandbox, params, problems):
     groups = sample(cfg, tokenizer, sandbox, params, problems, max_response_tokens=24, slots=8)
     cut = [t for g in groups for t in g if t.author[-1] == Author.TOOL]
