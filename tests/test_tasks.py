@@ -15,10 +15,13 @@ from cir_jax.config import ConfigError
 from cir_jax.data import pipeline, tasks
 from cir_jax.data.demonstrations import demonstration, guess, programs
 from cir_jax.data.tasks import TASKS, number_words, problem, split_of
+from cir_jax.records import Author, ExecResult
 from cir_jax.reward.score import Grader
+from cir_jax.rollout.fence import BOUNDARIES
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
+from cir_jax.train.sft import segments
 
 SPLITS = ("sft", "rl", "eval")
 NAMES = tuple(TASKS)
@@ -276,3 +279,20 @@ def test_graders_agree_with_the_answers():
         )
         assert {future.result(60).value for future in right_scores} == {1.0}
         assert {future.result(60).value for future in wrong_scores} == {-1.0}
+
+
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_demonstrations_are_cut_where_the_engine_notices_calls(name):
+    """Each stretch of the model's but the last ends with the boundary, and has one program."""
+    boundary = BOUNDARIES[name]
+    demo = demonstration("sum", 0, text_share=0.0, failed_share=1.0)
+    assert len(demo.programs) == 2
+    results = [ExecResult("error", error="NameError: x"), ExecResult("ok", stdout="7")]
+    parts = segments(demo, results, "{question}\n", boundary)
+    *turns, last = [text for author, text in parts if author == Author.MODEL]
+    assert [boundary.find_call(text) for text in turns] == [(p + "\n", "") for p in demo.programs]
+    assert boundary.find_call(last) is None
+    outputs = [text for author, text in parts if author == Author.TOOL]
+    assert outputs == [boundary.put_back(text, "") for text in ("NameError: x", "7")]
+    # The whole reads the same, whoever writes the output block's opening.
+    assert f"{demo.programs[1]}\n```\n```output\n7\n```\nThe answer" in "".join(t for _, t in parts)
