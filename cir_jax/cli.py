@@ -14,6 +14,9 @@ from cir_jax.data import tasks
 EXIT_CONFIG = 2
 EXIT_INTERRUPTED = 130
 
+# Others that `bench decode` measures.
+_AGAINST = ("transformers", "tunix")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
@@ -111,7 +114,48 @@ def _parser() -> argparse.ArgumentParser:
         "--against", choices=("torch",), help="measure transformers and torch too, in turn"
     )
     update.set_defaults(run=_bench_update)
+
+    decode = benches.add_parser(
+        "decode",
+        help="sampling of tokens",
+        description="Measures sampling in tokens/s: slots x new tokens by the seconds of the "
+        "decode loop, prefill of the prompts included. Its limit is what memory's bandwidth or "
+        "matrix products allow, whichever is less, as measured on the same machine in the same "
+        "run. Prints one line of JSON for each system measured.",
+    )
+    of_model = decode.add_mutually_exclusive_group()
+    of_model.add_argument("--preset", default="bench", help="model (default: bench)")
+    of_model.add_argument(
+        "--model", type=Path, metavar="DIR", help="Hugging Face directory, with its weights"
+    )
+    decode.add_argument("--slots", type=_positive, default=32, help="rows (default: 32)")
+    decode.add_argument(
+        "--prompt", type=_positive, default=64, help="tokens a prompt (default: 64)"
+    )
+    decode.add_argument(
+        "--new", type=_positive, default=256, help="tokens sampled a row (default: 256)"
+    )
+    decode.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    decode.add_argument(
+        "--top-p", type=_share, default=1.0, help="nucleus that is sampled from (default: 1, all)"
+    )
+    decode.add_argument("--rounds", type=_positive, default=3, help="measurements (default: 3)")
+    decode.add_argument("--against", choices=(*_AGAINST, "all"), help="measure others too, in turn")
+    decode.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="PATH",
+        help="interpreter that has Tunix (default: this one)",
+    )
+    decode.set_defaults(run=_bench_decode)
     return parser
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -219,6 +263,26 @@ def _bench_update(args: argparse.Namespace) -> int:
         rounds=args.rounds,
         against=args.against,
     )
+    return 0
+
+
+def _bench_decode(args: argparse.Namespace) -> int:
+    from cir_jax.bench.decode import bench_decode
+
+    others = {None: [], "all": list(_AGAINST)}
+    with _one_line_errors("bench decode"):
+        bench_decode(
+            model=args.preset,
+            directory=args.model,
+            slots=args.slots,
+            prompt=args.prompt,
+            new=args.new,
+            dtype=args.dtype,
+            top_p=args.top_p,
+            rounds=args.rounds,
+            against=others.get(args.against, [args.against]),
+            python=args.python,
+        )
     return 0
 
 

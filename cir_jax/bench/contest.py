@@ -15,6 +15,13 @@ from typing import Any
 
 Figures = dict[str, float]
 
+# Run by a contender's interpreter. Its own packages come first, this one is found at the end: it
+# need not be installed there, nor what it depends on.
+_RUN = (
+    "import runpy, sys; sys.path.append({root!r}); runpy.run_module({module!r}, None, '__main__')"
+)
+_ROOT = str(Path(__file__).parents[2])
+
 
 def serve(start: Callable[..., Callable[[], Figures]]) -> None:
     """A contender's main program: `start` gets the arguments and returns what measures once.
@@ -35,12 +42,16 @@ def peak_bytes() -> int:
 
 
 class Contender:
-    """A module that calls `serve`, running with arguments of its own."""
+    """A module that calls `serve`, running with arguments of its own.
 
-    def __init__(self, module: str, arguments: Mapping[str, Any]):
+    python: the interpreter. One that lacks this package must get by with the contender's imports.
+    """
+
+    def __init__(self, module: str, arguments: Mapping[str, Any], python: str = sys.executable):
         self.module = module
+        code = _RUN.format(root=_ROOT, module=module)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(arguments)],
+            [python, "-c", code, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -63,12 +74,18 @@ class Contender:
         self._process.wait()
 
 
-def contest(arguments: Mapping[str, Mapping[str, Any]], rounds: int) -> dict[str, Figures]:
+def contest(
+    arguments: Mapping[str, Mapping[str, Any]],
+    rounds: int,
+    pythons: Mapping[str, str] | None = None,
+) -> dict[str, Figures]:
     """The median of each figure over the rounds, of each module; of peak_bytes the last.
 
     arguments: of each module. The round before the first warms up and is not counted.
+    pythons: interpreters of modules that do not run in this one.
     """
-    contenders = [Contender(module, given) for module, given in arguments.items()]
+    pythons = dict.fromkeys(arguments, sys.executable) | dict(pythons or {})
+    contenders = [Contender(module, given, pythons[module]) for module, given in arguments.items()]
     try:
         # The warm-up one after the other: set-up and compilation would disturb each other.
         measured: list[list[Figures]] = [

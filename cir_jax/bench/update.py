@@ -13,9 +13,6 @@ from cir_jax.models.hf_config import to_hf_config
 
 # Contenders by the name they are printed with.
 SYSTEMS = {"cir_jax": "cir_jax.bench.update_jax", "torch": "cir_jax.bench.update_torch"}
-# Side of the square matrices whose product is the ceiling.
-CEILING_SIZE = 2048
-CEILING_FLOPS = 2 * CEILING_SIZE**3
 
 
 def bench_update(

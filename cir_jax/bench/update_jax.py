@@ -1,6 +1,5 @@
 """The contender of `bench update` that is this package: the trainer's own gradients."""
 
-import time
 from collections.abc import Callable
 
 import jax
@@ -8,18 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cir_jax import mesh as meshes
+from cir_jax.bench.ceiling import seconds
+from cir_jax.bench.ceiling_jax import products, wait
 from cir_jax.bench.contest import Figures, serve
-from cir_jax.bench.update import CEILING_FLOPS, CEILING_SIZE
 from cir_jax.config import ComputeConfig, MeshConfig, RLConfig, preset
 from cir_jax.rl.batch import TrainBatch
 from cir_jax.train.state import init_params
 from cir_jax.train.step import gradients, rl_loss_fn
-
-
-def seconds(f: Callable, *args) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(f(*args))
-    return time.perf_counter() - start
 
 
 def start(*, model: str, batch: int, length: int, dtype: str, remat: str) -> Callable[[], Figures]:
@@ -27,21 +21,19 @@ def start(*, model: str, batch: int, length: int, dtype: str, remat: str) -> Cal
     mesh = meshes.make_mesh(MeshConfig(fsdp=jax.device_count()))
     jax.set_mesh(mesh)
     params = init_params(cfg, mesh, 0)
-    rows, everywhere = meshes.sharding(mesh, None, "batch", "length"), meshes.sharding(mesh)
+    rows = meshes.sharding(mesh, None, "batch", "length")
     data = jax.device_put(random_batch(cfg.vocab_size, batch, length), rows)
     old_logp = jax.device_put(
         np.full((1, batch, length), -np.log(cfg.vocab_size), np.float32), rows
     )
-    step = jax.jit(gradients(cfg, ComputeConfig(dtype=dtype, remat=remat), rl_loss_fn(RLConfig())))
-    square = jax.device_put(np.ones((CEILING_SIZE, CEILING_SIZE), jnp.dtype(dtype)), everywhere)
-    product = jax.jit(jnp.matmul)
+    gradient = jax.jit(
+        gradients(cfg, ComputeConfig(dtype=dtype, remat=remat), rl_loss_fn(RLConfig()))
+    )
+    step = wait(gradient, params, data, old_logp, jnp.int32(1), jnp.float32(1.0))
+    ceiling = products(mesh, dtype)
 
     def measure() -> Figures:
-        ceiling = min(seconds(product, square, square) for _ in range(5))
-        return {
-            "seconds": seconds(step, params, data, old_logp, jnp.int32(1), jnp.float32(1.0)),
-            "matmul_flops_per_s": CEILING_FLOPS * jax.device_count() / ceiling,
-        }
+        return {"matmul_flops_per_s": ceiling(), "seconds": seconds(step)}
 
     return measure
 

@@ -1,15 +1,14 @@
 """The contender of `bench update` that people use today: transformers and torch (an extra)."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cir_jax.bench.ceiling import SQUARE, product_rate, seconds
 from cir_jax.bench.contest import Figures, serve
-from cir_jax.bench.update import CEILING_FLOPS, CEILING_SIZE
 from cir_jax.config import RLConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -23,7 +22,7 @@ def start(*, config: dict[str, Any], batch: int, length: int, dtype: str) -> Cal
     ids = torch.randint(0, config["vocab_size"], (batch, length))
     advantage = torch.randn(batch, 1)
     old_logp = torch.full((batch, length - 1), -math.log(config["vocab_size"]))
-    square = torch.ones((CEILING_SIZE, CEILING_SIZE), dtype=_DTYPES[dtype])
+    square = torch.ones((SQUARE, SQUARE), dtype=_DTYPES[dtype])
     rl = RLConfig()
 
     def step() -> None:
@@ -38,16 +37,10 @@ def start(*, config: dict[str, Any], batch: int, length: int, dtype: str) -> Cal
         policy.zero_grad()
 
     def measure() -> Figures:
-        ceiling = min(seconds(lambda: square @ square) for _ in range(5))
-        return {"seconds": seconds(step), "matmul_flops_per_s": CEILING_FLOPS / ceiling}
+        ceiling = product_rate(lambda: square @ square)
+        return {"seconds": seconds(step), "matmul_flops_per_s": ceiling}
 
     return measure
-
-
-def seconds(f: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Model FLOPs: what the mathematics needs, whatever a program computes twice.
+"""Model FLOPs and bytes: what the mathematics needs, whatever a program does twice.
 
 Source: the accounting of PaLM, arXiv:2204.02311, appendix B, with causal attention counted half.
 """
@@ -23,3 +23,18 @@ def forward_flops(cfg: ModelConfig, rows: int, length: int) -> int:
 def train_flops(cfg: ModelConfig, rows: int, length: int) -> int:
     """Of forward and backward pass: the backward takes two products for each of the forward."""
     return 3 * forward_flops(cfg, rows, length)
+
+
+def decode_flops(cfg: ModelConfig, rows: int, length: float) -> float:
+    """Of one decode step of rows that attend to this many positions in the mean."""
+    attention = 4 * cfg.num_heads * cfg.head_dim * length
+    return rows * (2 * matmul_params(cfg) + cfg.num_layers * attention)
+
+
+def decode_bytes(cfg: ModelConfig, rows: int, length: float, itemsize: int) -> float:
+    """That such a step must read: the matrices once, and each row's keys and values.
+
+    itemsize: bytes of a weight and of a number in the cache.
+    """
+    cached = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * length
+    return itemsize * (matmul_params(cfg) + rows * cached)
