@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from cir_jax import cli
+from cir_jax.bench import ceiling
 from cir_jax.bench.contest import contest
+from cir_jax.bench.decode import limit
 from cir_jax.config import ModelConfig
 from cir_jax.models import flops
 
@@ -53,23 +55,74 @@ def test_a_contender_that_ends_is_named(tmp_path, monkeypatch):
         contest({"c": {}}, rounds=1)
 
 
-def test_model_flops_by_hand():
-    """D 4, N 2, K 1, H 2, F 8, V 10, one layer: q 16, k and v 8 each, o 16, MLP 96, head 40."""
-    cfg = ModelConfig(
-        vocab_size=10,
-        width=4,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=2,
-        mlp_width=8,
-        rope_theta=1e4,
+def test_a_contender_may_have_an_interpreter_of_its_own(tmp_path, monkeypatch):
+    """Without `site`, and from another directory, only contest tells it where this package is."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "d.py").write_text(
+        "import sys\n"
+        "from cir_jax.bench.contest import serve\n"
+        "serve(lambda: lambda: {'no_site': sys.flags.no_site})\n"
     )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert contest({"d": {}}, rounds=1, pythons={"d": str(python)})["d"]["no_site"] == 1
+
+
+def test_ceilings_are_the_best_of_several(monkeypatch):
+    def times(*of_tries):
+        remaining = iter(of_tries)
+        monkeypatch.setattr(ceiling, "seconds", lambda f: next(remaining))
+
+    times(4, 2, 3, 9, 5)
+    assert ceiling.product_rate(None, num_devices=8) == 8 * 2 * 2048**3 / 2
+    times(4, 2, 3, 9, 5)
+    assert ceiling.read_rate(None) == 2**29 / 2
+
+
+# D 4, N 2, K 1, H 2, F 8, V 10, one layer.
+TINY = ModelConfig(
+    vocab_size=10,
+    width=4,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=2,
+    mlp_width=8,
+    rope_theta=1e4,
+)
+
+
+def test_model_flops_by_hand():
+    """q 16, k and v 8 each, o 16, MLP 96, head 40."""
+    cfg = TINY
     assert flops.matmul_params(cfg) == 16 + 8 + 8 + 16 + 96 + 40
     # 3 rows of 6: 18 tokens; scores and their product with v, half of 6 x 6 each: 2 FLOPs x 18
     # positions x 4 (N H) x 2 products x 3 rows.
     assert flops.forward_flops(cfg, 3, 6) == 2 * 184 * 18 + 2 * 18 * 4 * 2 * 3
     assert flops.train_flops(cfg, 3, 6) == 3 * flops.forward_flops(cfg, 3, 6)
+
+
+def test_decode_limit_by_hand():
+    """3 slots, prompts of 5, 3 new tokens: the steps attend to 5, 6 and 7 positions.
+
+    A row's cache holds k and v, K H = 2 numbers each, at 6 positions: 24 numbers. A step reads
+    184 + 3 x 24 = 256 numbers, and computes 2 x 184 FLOPs a row and, for the scores and their
+    product with v, 2 x 6 x N H = 48 each: 464 a row.
+    """
+
+    def of(read, matmul, itemsize=4):
+        rates = {"read_bytes_per_s": read, "matmul_flops_per_s": matmul}
+        return limit(TINY, 3, 5, 3, itemsize, rates)
+
+    memory = of(1024, 1e9)
+    assert (memory["step_bytes"], memory["step_flops"]) == (4 * 256, 3 * 464)
+    # A step takes 1 s for its bytes, 2 s for its FLOPs at half of these.
+    assert (memory["limited_by"], memory["limit_tokens_per_s"]) == ("memory", 3)
+    matmul = of(1024, 3 * 464 / 2)
+    assert (matmul["limited_by"], matmul["limit_tokens_per_s"]) == ("matmul", 1.5)
+    assert of(1024, 1e9, itemsize=2)["limit_tokens_per_s"] == 6
 
 
 def bench(*arguments):
@@ -96,6 +149,45 @@ def test_bench_update_against_torch():
     assert ratio["tokens_per_s"] == pytest.approx(ours["tokens_per_s"] / theirs["tokens_per_s"])
 
 
+@pytest.mark.slow
+def test_bench_decode_against_transformers():
+    ours, theirs, ratio = bench(
+        "decode",
+        *("--slots", "2", "--prompt", "8", "--new", "4", "--rounds", "1"),
+        *("--against", "transformers"),
+    )
+    assert (ours["system"], theirs["system"]) == ("cir_jax", "transformers")
+    for line in (ours, theirs):
+        assert line["tokens_per_s"] == pytest.approx(2 * 4 / line["seconds"])
+    assert ours["share_of_limit"] == ours["tokens_per_s"] / ours["limit_tokens_per_s"]
+    assert 0 < ours["share_of_limit"] < 1.2
+    # Two rows do not pay for reading 108 million parameters.
+    assert ours["limited_by"] == "memory"
+    assert ratio["tokens_per_s"] == pytest.approx(ours["tokens_per_s"] / theirs["tokens_per_s"])
+
+
 def test_an_unknown_preset_is_one_line(capsys):
     assert cli.main(["bench", "update", "--preset", "bensh"]) == cli.EXIT_CONFIG
     assert capsys.readouterr().err == "cir-jax: preset='bensh': unknown; nearest: bench\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--preset", "bensh"), "preset='bensh': unknown; nearest: bench"),
+        (("--model", "nowhere"), "nowhere/config.json: no such file"),
+        (("--against", "tunix", "--python", "nowhere"), "--python nowhere: No such file"),
+        (("--against", "tunix", "--python", "false"), "--against tunix: false lacks tunix: pip"),
+        (("--top-p", "0"), "argument --top-p: 0: must be above 0 and at most 1"),
+        (("--slots", "0"), "argument --slots"),
+        (("--model", "x", "--preset", "Qwen3-8B"), "not allowed with argument"),
+        (("--against", "vllm"), "argument --against: invalid choice: 'vllm'"),
+    ],
+)
+def test_wrong_arguments_of_decode_are_named(arguments, message, capsys):
+    try:
+        code = cli.main(["bench", "decode", *arguments])
+    except SystemExit as error:  # argparse's own
+        code = error.code
+    assert code == cli.EXIT_CONFIG
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -17,9 +17,11 @@ Figures = dict[str, float]
 
 # Run by a contender's interpreter. Its own packages come first, this one is found at the end: it
 # need not be installed there, nor what it depends on.
-_RUN = (
-    "import runpy, sys; sys.path.append({root!r}); runpy.run_module({module!r}, None, '__main__')"
-)
+_RUN = """
+import runpy, sys
+sys.path.append({root!r})
+runpy.run_module({module!r}, run_name="__main__")
+"""
 _ROOT = str(Path(__file__).parents[2])
 
 
