@@ -1,6 +1,5 @@
 """The contender of `bench decode` that is this package: the engine's own jitted functions."""
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def start(
     params = hf.load(Path(directory), cfg, mesh) if directory else init_params(cfg, mesh, 0)
     params, cfg = qwen.for_decoding(params, cfg, dtype)
     prompts = np.random.default_rng(0).integers(0, cfg.vocab_size, (slots, prompt), np.int32)
-    table = jnp.full((fence.NUM_STATES, cfg.vocab_size), fence.OUTSIDE, jnp.int8)
+    table = jnp.full((1, cfg.vocab_size), fence.OUTSIDE, jnp.int8)
     keys = row_keys(0, "bench", 0, np.arange(slots), np.zeros(slots, np.int32))
 
     def rollout() -> None:
@@ -54,7 +53,8 @@ def start(
                 state,
                 table,
                 jnp.float32(1),
-                *([jnp.float32(top_p)] if _takes_top_p(top_p) else []),
+                jnp.float32(top_p),
+                jnp.int32(slots),
                 cfg=cfg,
                 steps=SEGMENT_STEPS,
                 eos_id=_NO_EOS,
@@ -104,13 +104,6 @@ def _prefill(params, state, prompts, keys, new, cfg) -> decode.Slots:
                 cfg=cfg,
             )
     return state
-
-
-def _takes_top_p(top_p: float) -> bool:
-    takes = "top_p" in inspect.signature(decode.decode_segment).parameters
-    if top_p < 1 and not takes:
-        raise ValueError(f"--top-p {top_p}: the engine samples from the whole distribution")
-    return takes
 
 
 if __name__ == "__main__":

@@ -56,12 +56,17 @@ def attend(
     A query that may see no key gets the mean of all values (it is padding, and is masked later).
     """
     B, T, N, H = q_BTNH.shape
-    K = k_BKSH.shape[1]
-    q_BTKRH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKRH,BKSH->BKRTS", q_BTKRH, k_BKSH, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_BTS[:, None, None], scores * H**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
-    return jnp.einsum("BKRTS,BKSH->BTKRH", weights, v_BKSH).reshape(B, T, N, H)
+    K, S = k_BKSH.shape[1:3]
+    R = N // K
+    # One product per key/value head: the queries that share it lie one after the other.
+    q_BKRTH = q_BTNH.reshape(B, T, K, R, H).transpose(0, 2, 3, 1, 4)
+    q_BKQH = q_BKRTH.reshape(B, K, R * T, H)
+    scores = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
+    scores = scores.reshape(B, K, R, T, S) * H**-0.5
+    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype).reshape(B, K, R * T, S)
+    out_BKQH = jnp.einsum("BKQS,BKSH->BKQH", weights, v_BKSH)
+    return out_BKQH.reshape(B, K, R, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def attend_cached(
