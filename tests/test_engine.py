@@ -246,6 +246,30 @@ def test_nothing_recompiles_after_the_first_step(cfg, tokenizer, sandbox, params
     assert [f._cache_size() for f in jitted] == before
 
 
+def test_a_prompt_is_computed_once_and_copied(
+    cfg, tokenizer, sandbox, params, problems, trajectories, monkeypatch
+):
+    """With room for all forty rows, ten prompts go through the model and thirty are copied."""
+    computed, copied = [], []
+    extend, fork = decode.extend, decode.fork
+
+    def counting_extend(params, slots, rows, ids, count, author, last, **kwargs):
+        if int(author) == Author.PROMPT:
+            computed.extend(int(row) for row in rows if row < slots.status.shape[0])
+        return extend(params, slots, rows, ids, count, author, last, **kwargs)
+
+    def counting_fork(slots, sources, targets, count, **kwargs):
+        copied.extend(int(row) for row in targets if row < slots.status.shape[0])
+        return fork(slots, sources, targets, count, **kwargs)
+
+    monkeypatch.setattr(decode, "extend", counting_extend)
+    monkeypatch.setattr(decode, "fork", counting_fork)
+    groups = sample(cfg, tokenizer, sandbox, params, problems, slots=40)
+    assert (len(computed), len(copied)) == (10, 30)
+    for a, b in zip(trajectories, [t for group in groups for t in group], strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+
+
 def test_eight_devices_give_the_same_tokens(cfg, tokenizer, sandbox, problems, trajectories):
     mesh = meshes.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
