@@ -18,6 +18,8 @@ if importlib.util.find_spec("libtpu") is None:
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    # The tests' flags for CPUs are unknown to libtpu, which then ends the process.
+    "XLA_FLAGS": "",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
