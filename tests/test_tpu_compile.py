@@ -3,31 +3,15 @@
 Run with `pytest -m tpu`; needs the extra `tpu` (libtpu) and minutes.
 """
 
-import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
+import tpu
 
 pytestmark = pytest.mark.tpu
-if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("needs libtpu: pip install -e '.[tpu]'", allow_module_level=True)
 
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    # The tests' flags for CPUs are unknown to libtpu, which then ends the process.
-    "XLA_FLAGS": "",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    # Another process may have libtpu loaded as well.
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-# Compiles one update of 655,360 tokens in rows of 5120 (the paper's lengths) in a process of its
-# own, for which the topology's devices are the only ones. v5p's program text cannot be printed.
+# Compiles one update of 655,360 tokens in rows of 5120 (the paper's lengths). v5p's program text
+# cannot be printed.
 PROGRAM = """
 import json, sys
 import jax, jax.numpy as jnp
@@ -69,17 +53,7 @@ print(json.dumps({
 
 
 def compile_update(topology, rows_each, moments="float32", text=False):
-    arguments = json.dumps([topology, rows_each, moments, text])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, arguments],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-4000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    return tpu.run(PROGRAM, topology, rows_each, moments, text)
 
 
 def test_7b_on_16_v5e():
