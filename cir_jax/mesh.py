@@ -6,11 +6,13 @@ compiler, which follows `constrain`; so are all axes in decoding.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cir_jax.config import ConfigError, MeshConfig
@@ -75,6 +77,41 @@ def platform() -> str:
 
 def _abstract_mesh() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
+
+
+# --- between this process and the devices
+
+
+def num_row_shards() -> int:
+    """Devices, or groups of such along `tensor`, that have rows of their own."""
+    mesh = _abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in ROWS) if mesh.shape else 1
+
+
+def put_rows(tree: Any) -> Any:
+    """Arrays of this process's rows, as arrays of all processes' rows on the mesh, if any."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.tree.map(jnp.asarray, tree)
+    rows = sharding(mesh, "batch")
+    if jax.process_count() == 1:
+        return jax.device_put(tree, rows)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), tree)
+
+
+def own_rows(tree: Any) -> Any:
+    """The reverse: of arrays [rows, ...] those of this process, of numbers the number."""
+
+    def own(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable or x.ndim == 0:
+            return np.asarray(x)
+        # Devices along `tensor` hold the same rows.
+        parts = {shard.index[0].start: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    for x in jax.tree.leaves(tree):
+        x.copy_to_host_async()
+    return jax.tree.map(own, tree)
 
 
 # --- device by device
@@ -161,6 +198,26 @@ def sum_replicas(grad: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return jax.lax.psum(grad, tuple(m for m in ROWS if m not in held_apart))
 
 
+def each_tensor_shard(x: jax.Array) -> jax.Array:
+    """[S, ...]: x of each device of the axis `tensor`, where each runs on its own part; else of
+    this one alone."""
+    return jax.lax.all_gather(x, "tensor") if _on_tensor_shards() else x[None]
+
+
+def tensor_shard() -> jax.Array | int:
+    """Which of those devices this is."""
+    return jax.lax.axis_index("tensor") if _on_tensor_shards() else 0
+
+
+def _on_tensor_shards() -> bool:
+    return "tensor" in _abstract_mesh().manual_axes
+
+
 def sum_rows(x: jax.Array) -> jax.Array:
     """The sum over all devices that run on rows of their own."""
     return jax.lax.psum(x, ROWS) if _inside() else x
+
+
+def max_rows(x: jax.Array) -> jax.Array:
+    """The largest over those devices."""
+    return jax.lax.pmax(x, ROWS) if _inside() else x

@@ -19,7 +19,8 @@ class Author(enum.IntEnum):
 
 
 ExecStatus = Literal["ok", "error", "timeout", "crashed", "oom", "infra"]
-StopReason = Literal["eos", "response_length"]
+# What ended a response: its end-of-text token, or the limit that it hit.
+StopReason = Literal["eos", "response_length", "context", "row_time", "step_time"]
 
 
 @dataclasses.dataclass(frozen=True)

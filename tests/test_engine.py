@@ -19,6 +19,7 @@ from cir_jax.records import Author
 from cir_jax.rl.batch import Sequence1D, pack
 from cir_jax.rollout import decode
 from cir_jax.rollout.engine import Engine, model_turns
+from cir_jax.rollout.sampling import Sampling
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import Tokenizer, put_back_text
@@ -77,8 +78,8 @@ def problems(cfg):
     return pipeline.eval_problems(cfg.data.tasks, 10)
 
 
-def sample(cfg, tokenizer, sandbox, params, problems, *, max_calls=3, temperature=1.0, **rollout):
-    engine = Engine(
+def make_engine(cfg, tokenizer, sandbox, **rollout):
+    return Engine(
         cfg.model,
         cfg.rollout.model_copy(update=rollout),
         tokenizer,
@@ -88,13 +89,16 @@ def sample(cfg, tokenizer, sandbox, params, problems, *, max_calls=3, temperatur
         dtype=cfg.compute.dtype,
         seed=0,
     )
-    groups, _ = engine.rollout(
+
+
+def sample(cfg, tokenizer, sandbox, params, problems, *, max_calls=3, temperature=1.0, **rollout):
+    """Four trajectories of each problem."""
+    groups, _ = make_engine(cfg, tokenizer, sandbox, **rollout).rollout(
         params,
         problems,
         samples=4,
         max_calls=max_calls,
-        temperature=temperature,
-        top_p=1.0,
+        sampling=Sampling(temperature),
         phase="test",
         step=4,
     )
@@ -206,8 +210,8 @@ def test_stop_word_is_the_models_own(cfg, tokenizer, sandbox, params, problems, 
     prompt = tokenizer.encode(problems[0].question + "\n")
     script = jax.numpy.array(prompt + turn + output + answer)
 
-    def scripted(logits_BV, keys_B2, positions_B, *_):
-        return script.at[positions_B].get(mode="clip"), -jax.numpy.ones(len(logits_BV))
+    def scripted(logits_VB, keys_B2, positions_B, *_):
+        return script.at[positions_B].get(mode="clip"), -jax.numpy.ones(len(positions_B))
 
     monkeypatch.setattr(decode, "sample", scripted)
     # Segments of a length of their own: the program is this test's alone.
@@ -238,7 +242,7 @@ def test_greedy_is_the_most_likely_token(cfg, tokenizer, sandbox, params, proble
 
 def test_nothing_recompiles_after_the_first_step(cfg, tokenizer, sandbox, params, problems):
     """Another batch of problems, another budget and temperature: not one new trace."""
-    jitted = (decode.make_slots, decode.admit, decode.extend, decode.decode_segment, decode.fork)
+    jitted = (decode.make_slots, decode.advance)
     sample(cfg, tokenizer, sandbox, params, problems)
     before = [f._cache_size() for f in jitted]
     others = pipeline.eval_problems(cfg.data.tasks, 14)[3:]
@@ -250,22 +254,18 @@ def test_a_prompt_is_computed_once_and_copied(
     cfg, tokenizer, sandbox, params, problems, trajectories, monkeypatch
 ):
     """With room for all forty rows, ten prompts go through the model and thirty are copied."""
-    computed, copied = [], []
-    extend, fork = decode.extend, decode.fork
+    works = []
+    advance = decode.advance
 
-    def counting_extend(params, slots, rows, ids, count, author, last, **kwargs):
-        if int(author) == Author.PROMPT:
-            computed.extend(int(row) for row in rows if row < slots.status.shape[0])
-        return extend(params, slots, rows, ids, count, author, last, **kwargs)
+    def watching(params, slots, work, *args, **kwargs):
+        works.append(jax.tree.map(np.asarray, work))
+        return advance(params, slots, work, *args, **kwargs)
 
-    def counting_fork(slots, sources, targets, count, **kwargs):
-        copied.extend(int(row) for row in targets if row < slots.status.shape[0])
-        return fork(slots, sources, targets, count, **kwargs)
-
-    monkeypatch.setattr(decode, "extend", counting_extend)
-    monkeypatch.setattr(decode, "fork", counting_fork)
+    monkeypatch.setattr(decode, "advance", watching)
     groups = sample(cfg, tokenizer, sandbox, params, problems, slots=40)
-    assert (len(computed), len(copied)) == (10, 30)
+    first = works[0]
+    assert first.enters.all() and not any(work.enters.any() for work in works[1:])
+    assert (first.source >= 0).sum() == 30
     for a, b in zip(trajectories, [t for group in groups for t in group], strict=True):
         assert a.ids.tolist() == b.ids.tolist()
 
@@ -309,19 +309,10 @@ def test_slow_program_does_not_hold_up_the_others(cfg, tokenizer, sandbox, param
             threading.Timer(3.0, lambda: late.set_result(real.result())).start()
             return late
 
-    engine = Engine(
-        cfg.model,
-        cfg.rollout.model_copy(update={"slots": 4}),
-        tokenizer,
-        sandbox,
-        template=cfg.data.template,
-        max_prompt_tokens=cfg.data.max_prompt_tokens,
-        dtype=cfg.compute.dtype,
-        seed=0,
-    )
-    kwargs = dict(samples=4, max_calls=3, temperature=1.0, top_p=1.0, phase="test", step=4)
+    engine = make_engine(cfg, tokenizer, sandbox, slots=4)
+    kwargs = dict(samples=4, max_calls=3, sampling=Sampling(1.0), phase="test", step=4)
     _, quiet = engine.rollout(params, problems, **kwargs)
-    engine._sandbox = OneSlow()
+    engine.sandbox = OneSlow()
     start = time.perf_counter()
     _, stats = engine.rollout(params, problems, **kwargs)
     assert time.perf_counter() - start >= 3.0

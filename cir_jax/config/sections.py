@@ -98,6 +98,10 @@ class RolloutConfig(Section):
     """Divides the logits, in sampling and in training (CIR: 1.0)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Mass of the most likely tokens that are sampled from; 1 = all of them (CIR: 1)."""
+    top_k: NonNegativeInt = 0
+    """Most likely tokens that are sampled from; 0 = all of them (CIR: all)."""
+    min_p: Share = 0.0
+    """Least probability of sampled tokens, as a share of the most likely one's; 0 = any (CIR)."""
     max_calls: Budget = ((0, 2), (100, 3), (200, 4))
     """Executed programs per response: a number, or [[from RL step, calls], ...]; 0 = text only
     (CIR: 2, 3 from step 100, 4 from step 200)."""
@@ -106,17 +110,26 @@ class RolloutConfig(Section):
     writes ```output after one (CIR: the exact match of the fence)."""
     max_response_tokens: PositiveInt = 4096
     """Model and tool tokens per response (CIR: 4096)."""
+    max_context: PositiveInt | None = None
+    """Prompt, model and tool tokens per row; null (leave out) = model.max_positions."""
+    row_timeout_s: PositiveFloat = 1800.0
+    """Seconds after which a row that has entered is ended where it is."""
+    step_timeout_s: PositiveFloat = 7200.0
+    """Seconds after which all rows of a step (or evaluation) are, begun or not."""
     slots: PositiveInt = 64
-    """Rows decoded together."""
+    """Rows decoded together, on all devices."""
     segment_steps: PositiveInt = 16
     """Decode steps between two looks of the host, tokens per row."""
+    segments_in_flight: PositiveInt = 2
+    """Segments that are launched before the host looks at the first of them: 2 leave the devices
+    no gap, with 1 rows enter and go on a segment earlier."""
     return_share: Share = 0.25
-    """A segment ends early when more than this share of the slots has begun to wait for
-    programs in it."""
+    """A segment ends early when more than this share of the slots has begun to wait for programs
+    in it, or has become free while there are rows to enter."""
     prefill_rows: PositiveInt = 16
-    """Rows per prefill launch."""
+    """Rows whose prompts or tool outputs go through the model together."""
     prefill_chunk: PositiveInt = 64
-    """Tokens per row and prefill launch."""
+    """Tokens of each of them at a time."""
 
     @pydantic.field_validator("max_calls", mode="wrap")
     @classmethod
@@ -238,6 +251,11 @@ class Config(Section):
                     f"{key}={rows}: must be a multiple of mesh.data x mesh.fsdp = {devices}, "
                     "the devices that share the rows"
                 )
+        if self.rollout.slots % devices:
+            raise ValueError(
+                f"rollout.slots={self.rollout.slots}: must be a multiple of mesh.data x mesh.fsdp "
+                f"= {devices}, the devices that share the rows"
+            )
         if self.rollout.prompts_per_step % self.rl.minibatch_prompts:
             raise ValueError(
                 f"rl.minibatch_prompts={self.rl.minibatch_prompts}: must divide "

@@ -8,6 +8,7 @@ from cir_jax.models.qwen import Params
 from cir_jax.records import Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
 from cir_jax.rollout.engine import Engine, RolloutStats, model_turns
+from cir_jax.rollout.sampling import GREEDY
 from cir_jax.tokenizer import Tokenizer
 
 
@@ -43,8 +44,7 @@ def evaluate(
         problems,
         samples=1,
         max_calls=max_calls,
-        temperature=0.0,
-        top_p=1.0,
+        sampling=GREEDY,
         phase="eval",
         step=0,
     )

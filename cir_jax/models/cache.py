@@ -33,8 +33,10 @@ class Cache(NamedTuple):
         v_BTKH: Float[Array, "B T K H"],
     ) -> "Cache":
         """Stores keys and values; rows or positions outside the cache are dropped."""
-        # Indices on both sides of the slice of heads: their axes come first in what is set.
-        at = (layer, rows_BT, slice(None), positions_BT)
+        # Every axis but the last is indexed, heads too: a slice of heads would have XLA lay the
+        # cache out with heads inside of positions, and copy all of it there and back.
+        heads = jnp.arange(k_BTKH.shape[2])[None, None]
+        at = (layer, rows_BT[:, :, None], heads, positions_BT[:, :, None])
         return Cache(
             self.k_LBKSH.at[at].set(k_BTKH.astype(self.k_LBKSH.dtype), mode="drop"),
             self.v_LBKSH.at[at].set(v_BTKH.astype(self.v_LBKSH.dtype), mode="drop"),

@@ -34,6 +34,15 @@ def logits(hidden_BD: Float[Array, "B D"], table_VD: Float[Array, "V D"]) -> Flo
     )
 
 
+def step_logits(
+    hidden_BD: Float[Array, "B D"], table_VD: Float[Array, "V D"]
+) -> Float[Array, "V B"]:
+    """The same of a decode step's few tokens, vocabulary first: the table is read as it lies."""
+    return jnp.einsum(
+        "VD,BD->VB", table_VD.astype(hidden_BD.dtype), hidden_BD, preferred_element_type=jnp.float32
+    )
+
+
 def token_logprobs(
     hidden_BTD: Float[Array, "B T D"],
     table_VD: Float[Array, "V Ds"],

@@ -1,7 +1,7 @@
 """Qwen2.5 and Qwen3 dense decoders, layers stacked on a leading axis and scanned.
 
 Modules declare each parameter with its logical axes; everything outside sees plain nested
-dicts (`layers/attn/q: [L, D, N, H]`).
+dicts (`layers/attn/q: [L, D, N, H]`; on a CPU, `for_decoding` makes `layers/0/attn/q: [D, N, H]`).
 Source: Qwen2.5 technical report, arXiv:2412.15115; Qwen3, arXiv:2505.09388.
 """
 
@@ -240,13 +240,18 @@ class Block(nnx.Module):
 
 
 class Qwen(nnx.Module):
-    def __init__(self, cfg: ModelConfig, key: jax.Array):
+    """stacked: the layers' parameters in one tree, or else a list of trees."""
+
+    def __init__(self, cfg: ModelConfig, key: jax.Array, *, stacked: bool = True):
         key_embed, key_layers, key_head = jax.random.split(key, 3)
         V, D = cfg.vocab_size, cfg.width
         # The embedding's scale is Qwen's initializer_range, 0.02, not a fan-in.
         self.embed = _normal(key_embed, (V, D), 2500, "vocab", "embed")
         keys = jax.random.split(key_layers, cfg.num_layers)
-        self.layers = jax.vmap(lambda k: Block(cfg, k))(keys)
+        if stacked:
+            self.layers = jax.vmap(lambda k: Block(cfg, k))(keys)
+        else:
+            self.layers = nnx.List([Block(cfg, k) for k in keys])
         self.final_norm = RMSNorm(D, cfg.norm_eps)
         if not cfg.tied_embeddings:
             self.head = _normal(key_head, (V, D), D, "vocab", "embed")
@@ -260,16 +265,22 @@ class Qwen(nnx.Module):
             x_BTD, cache = layer_block(x_BTD, where, cache, layer, backend)
             return (x_BTD, cache, layer + 1), None
 
-        if cache is None:
-            block = jax.checkpoint(block, policy=_KEPT[compute.remat], prevent_cse=False)
         # The cache travels in the carry: as scanned inputs and outputs it would exist twice.
-        (x_BTD, cache, _), _ = jax.lax.scan(block, (x_BTD, cache, jnp.int32(0)), self.layers)
+        carry = (x_BTD, cache, jnp.int32(0))
+        if isinstance(self.layers, nnx.List):
+            for layer_block in self.layers:
+                carry, _ = block(carry, layer_block)
+        else:
+            if cache is None:
+                block = jax.checkpoint(block, policy=_KEPT[compute.remat], prevent_cse=False)
+            carry, _ = jax.lax.scan(block, carry, self.layers)
+        x_BTD, cache, _ = carry
         return self.final_norm(x_BTD), cache
 
     def _embed(self, ids_BT, dtype):
         """Where the table's columns are shared, each device looks up its part for all."""
         table = self.embed[...]
-        if meshes.num_shards() == 1:
+        if meshes.num_shards() == 1 or "embed" not in self.embed.get_metadata("axes"):
             return table.at[ids_BT].get(mode="clip").astype(dtype)
         ids_SBT = jax.lax.all_gather(ids_BT, "fsdp")
         part_SBTD = table.at[ids_SBT].get(mode="clip").astype(dtype)
@@ -278,8 +289,23 @@ class Qwen(nnx.Module):
 
 
 @functools.lru_cache
-def _graph(cfg: ModelConfig):
-    return nnx.split(nnx.eval_shape(lambda: Qwen(cfg, jax.random.key(0))))
+def _graph(cfg: ModelConfig, *, stacked: bool = True, whole: bool = False):
+    """whole: no device shares the axis `embed` of a parameter with others."""
+    model = nnx.eval_shape(lambda: Qwen(cfg, jax.random.key(0), stacked=stacked))
+    graph, state = nnx.split(model)
+    if not whole:
+        return graph, state
+
+    def without_embed(variable: nnx.Variable) -> nnx.Variable:
+        axes = variable.get_metadata("axes")
+        return variable.copy(axes=tuple(None if axis == "embed" else axis for axis in axes))
+
+    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    return nnx.split(nnx.merge(graph, jax.tree.map(without_embed, state, is_leaf=is_variable)))
+
+
+def _is_stacked(params: Params) -> bool:
+    return "attn" in params["layers"]
 
 
 def init(cfg: ModelConfig, key: jax.Array) -> Params:
@@ -294,16 +320,22 @@ def abstract_params(cfg: ModelConfig) -> Params:
 
 def param_axes(cfg: ModelConfig) -> Params:
     """Logical axes of each parameter, in the tree of `init`."""
+    return _axes(_graph(cfg)[1], stacked=True)
 
+
+def decoding_axes(params: Params, cfg: ModelConfig) -> Params:
+    """The same of parameters that `for_decoding` made: rows are shared, no parameter over them."""
+    stacked = _is_stacked(params)
+    return _axes(_graph(cfg, stacked=stacked, whole=True)[1], stacked)
+
+
+def _axes(state: Any, stacked: bool) -> Params:
     def axes(path, variable: nnx.Variable):
-        stacked = path[0].key == "layers"
-        return (("layers",) if stacked else ()) + variable.get_metadata("axes")
+        first = ("layers",) if stacked and path[0].key == "layers" else ()
+        return first + variable.get_metadata("axes")
 
-    return nnx.to_pure_dict(
-        jax.tree_util.tree_map_with_path(
-            axes, _graph(cfg)[1], is_leaf=lambda x: isinstance(x, nnx.Variable)
-        )
-    )
+    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(axes, state, is_leaf=is_variable))
 
 
 def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
@@ -343,12 +375,13 @@ def forward_cached(
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """The same for tokens that continue cached rows; their keys and values are stored.
 
-    Computes in the type of the parameters (`for_decoding` makes them).
+    Computes in the type of the parameters, as `for_decoding` makes them.
 
     rows_B: the cache's rows that the B rows of tokens belong to; None: all, in order.
     A token whose position or row lies outside the cache is padding: nothing is stored for it.
     """
-    model = nnx.merge(_graph(cfg)[0], nnx.State(params))
+    graph, _ = _graph(cfg, stacked=_is_stacked(params), whole=True)
+    model = nnx.merge(graph, nnx.State(params))
     B, T = ids_BT.shape
     rows = jnp.arange(B) if rows_B is None else rows_B
     rows_BT = jnp.broadcast_to(rows[:, None], (B, T))
@@ -361,14 +394,25 @@ def forward_cached(
 def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, ModelConfig]:
     """Parameters in the type that decoding computes in, adapters merged, and their model.
 
-    The norms' scales stay float32, as they are used in training.
+    The norms' scales stay float32, as they are used in training. Devices share them by heads,
+    MLP and vocabulary alone, not by rows. On a CPU each layer has arrays of its own: there, to
+    take a layer out of a stack would copy it at every step.
     """
     params, cfg = lora.merge(params, cfg)
 
     def cast(path, x: Array) -> Array:
         return x if path[-1].key == "scale" else x.astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(cast, params), cfg
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    if meshes.platform() == "cpu":
+        stack = params["layers"]
+        layers = {i: jax.tree.map(lambda x, i=i: x[i], stack) for i in range(cfg.num_layers)}
+        params = params | {"layers": layers}
+    axes = decoding_axes(params, cfg)
+    params = jax.tree.map(
+        lambda axes, x: meshes.constrain(x, *axes), axes, params, is_leaf=meshes.is_axes
+    )
+    return params, cfg
 
 
 def head_table(params: Params) -> Float[Array, "V D"]:

@@ -1,7 +1,12 @@
-"""The host half of the engine: which row sits in which slot, and code execution between segments.
+"""The host half of the engine: which row sits in which slot, and code execution beside segments.
 
 Finished rows leave and new ones enter at every segment's end. While programs of some rows run,
-the other rows decode: the next segment starts before their outputs are in.
+the other rows decode, and while the host looks at what a segment did, the device is busy with the
+next one: `rollout.segments_in_flight` of them are launched before the first is looked at.
+
+Several processes (one per host of a TPU slice) each have problems, slots and programs of their
+own. They launch the same program equally often: what they must agree on, whether any row is left
+or running anywhere, is in each segment's report.
 """
 
 import collections
@@ -9,44 +14,45 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cir_jax import mesh as meshes
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
-from cir_jax.records import Author, Call, ExecResult, Problem, Trajectory, prompt_text
+from cir_jax.records import Author, Call, Problem, StopReason, Trajectory, prompt_text
 from cir_jax.rollout import decode, fence
-from cir_jax.rollout.sampling import row_keys
+from cir_jax.rollout.rows import Row, State
+from cir_jax.rollout.sampling import PLAIN, Sampling, row_keys
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import Tokenizer
 
+# Where nothing runs on any device, processes look at each other's rows so often, seconds.
+_AGREEMENT_S = 0.05
+
 
 @dataclasses.dataclass
 class RolloutStats:
-    """tool_wait_s: time in which no row could decode, all waiting for programs."""
+    """Seconds, of this process.
+
+    idle_s: in which the device had nothing to do; of these tool_wait_s waiting for programs
+    because no row could decode. host_s: in which this process worked, the device busy or not.
+    """
 
     wall_s: float = 0.0
+    idle_s: float = 0.0
     tool_wait_s: float = 0.0
+    host_s: float = 0.0
     num_segments: int = 0
     num_model_tokens: int = 0
 
 
-@dataclasses.dataclass
-class _Row:
-    """A row on its way; `turn` is where the current model turn begins."""
-
-    index: int
-    group: int
-    problem: Problem
-    sample: int
-    prompt_ids: list[int]
-    turn: int = 0
-    calls: list[Call] = dataclasses.field(default_factory=list)
-    pending: tuple[str, str, concurrent.futures.Future[ExecResult]] | None = None
+# Told of each row's new tokens, as they come in, and of its calls with their results.
+OnTokens = Callable[[Row, np.ndarray, Author], None]
 
 
 class Engine:
@@ -65,17 +71,17 @@ class Engine:
         seed: int,
     ):
         """dtype: of decoding and its cache, a name of numpy's."""
-        self._model = model
-        self._dtype = dtype
-        self._cast = jax.jit(lambda params: qwen.for_decoding(params, model, dtype)[0])
-        self._cfg = cfg
-        self._tokenizer = tokenizer
-        self._sandbox = sandbox
+        self.model = model
+        self.cfg = cfg
+        self.tokenizer = tokenizer
+        self.sandbox = sandbox
+        self.max_prompt_tokens = max_prompt_tokens
+        self.dtype = dtype
+        self.seed = seed
+        self.boundary = fence.BOUNDARIES[cfg.boundary]
+        self.table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size, self.boundary))
         self._template = template
-        self._max_prompt_tokens = max_prompt_tokens
-        self._seed = seed
-        self._boundary = fence.BOUNDARIES[cfg.boundary]
-        self._table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size, self._boundary))
+        self._cast = jax.jit(lambda params: qwen.for_decoding(params, model, dtype)[0])
 
     def rollout(
         self,
@@ -84,213 +90,394 @@ class Engine:
         *,
         samples: int,
         max_calls: int,
-        temperature: float,
-        top_p: float,
+        sampling: Sampling | Sequence[Sampling],
         phase: str,
         step: int,
+        on_tokens: OnTokens | None = None,
     ) -> tuple[list[list[Trajectory]], RolloutStats]:
         """`samples` trajectories of each problem, [P][G].
 
-        temperature 0 is greedy. A token depends on (seed, phase, step, index of the problem,
-        sample, position) and the weights alone. Raises RuntimeError if the sandbox itself fails.
+        sampling: of all problems, or of each. Of several processes, which all are given the same
+        problems, each returns its own: an equal share, in order.
+
+        A token depends on (seed, phase, step, index of the problem, sample, position) and the
+        weights alone; wall-clock limits, where a row hits one, end it wherever it is. Raises
+        RuntimeError if the sandbox itself fails.
         """
-        run = _Run(self, params, problems, samples, max_calls, temperature, top_p, phase, step)
-        return run.run()
+        each = [sampling] * len(problems) if isinstance(sampling, Sampling) else list(sampling)
+        mine = _own_share(len(problems))
+        n = np.arange(len(problems) * samples)
+        keys = row_keys(self.seed, phase, step, n // samples, n % samples)
+        rows = []
+        for p in mine:
+            prompt = self.prompt_ids(problems[p])
+            limit, limited_by = self._limit(len(prompt))
+            rows += [
+                Row(
+                    index=i,
+                    group=p,
+                    problem=problems[p],
+                    sample=i % samples,
+                    prompt_ids=prompt,
+                    key=keys[i],
+                    sampling=each[p],
+                    max_calls=max_calls,
+                    limit=limit,
+                    limited_by=limited_by,
+                )
+                for i in range(p * samples, (p + 1) * samples)
+            ]
+        done, stats = _Run(self, params, rows, phase, step, on_tokens).run()
+        groups = range(0, len(done), samples)
+        return [done[i : i + samples] for i in groups], stats
+
+    def replay(
+        self, params: qwen.Params, recorded: Sequence[Trajectory]
+    ) -> tuple[list[Trajectory], RolloutStats]:
+        """The recorded trajectories again, with these weights' log-probabilities.
+
+        Model tokens are forced, and calls, noticed as they were, get the results on record: no
+        program runs. Log-probabilities are those at temperature 1. Raises ValueError where a
+        trajectory cannot be followed: its tokens are not what this engine makes of its calls.
+        """
+        longest = max((len(trajectory.ids) for trajectory in recorded), default=0)
+        if longest > self.max_length:
+            raise ValueError(f"a trajectory of {longest} tokens: more than {self.max_length}")
+        rows = [
+            Row(
+                index=i,
+                group=i,
+                problem=recorded[i].problem,
+                sample=recorded[i].sample,
+                prompt_ids=recorded[i].ids[: recorded[i].num_prompt_tokens].tolist(),
+                key=np.zeros(2, np.uint32),
+                sampling=PLAIN,
+                max_calls=len(recorded[i].calls),
+                limit=len(recorded[i].ids),
+                limited_by=recorded[i].stop_reason,
+                recorded=recorded[i],
+            )
+            for i in _own_share(len(recorded))
+        ]
+        done, stats = _Run(self, params, rows, "replay", 0, None).run()
+        return done, stats
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest possible row."""
+        return min(self.max_prompt_tokens + self.cfg.max_response_tokens, self._context)
+
+    @property
+    def _context(self) -> int:
+        return self.cfg.max_context or self.model.max_positions
+
+    def _limit(self, prompt: int) -> tuple[int, StopReason]:
+        limit = prompt + self.cfg.max_response_tokens
+        return (limit, "response_length") if limit <= self._context else (self._context, "context")
 
     def decoding_params(self, params: qwen.Params) -> tuple[qwen.Params, ModelConfig]:
-        """The parameters in the type of decoding, adapters merged; themselves if that is all."""
-        if self._dtype == "float32" and self._model.lora is None:
-            return params, self._model
-        return self._cast(params), self._model.model_copy(update={"lora": None})
+        """The parameters as decoding uses them, and their model."""
+        return self._cast(params), self.model.model_copy(update={"lora": None})
 
     def prompt_ids(self, problem: Problem) -> list[int]:
-        ids = self._tokenizer.encode(prompt_text(self._template, problem))
-        if len(ids) > self._max_prompt_tokens:
+        ids = self.tokenizer.encode(prompt_text(self._template, problem))
+        if len(ids) > self.max_prompt_tokens:
             raise ValueError(
-                f"data.max_prompt_tokens={self._max_prompt_tokens}: the prompt of problem "
+                f"data.max_prompt_tokens={self.max_prompt_tokens}: the prompt of problem "
                 f"{problem.problem_id} has {len(ids)} tokens"
+            )
+        if len(ids) >= self._context:
+            raise ValueError(
+                f"a context of {self._context} tokens (rollout.max_context, model.max_positions): "
+                f"the prompt of problem {problem.problem_id} has {len(ids)}"
             )
         return ids
 
 
+def _own_share(count: int) -> range:
+    """Of so many things, those that are this process's."""
+    processes, index = jax.process_count(), jax.process_index()
+    return range(count * index // processes, count * (index + 1) // processes)
+
+
 class _Run:
-    """One call of `rollout`: the slots, the rows in them, and those still to come."""
+    """One call of the engine: the slots, the rows in them, and those still to come."""
 
     def __init__(
-        self, engine, params, problems, samples, max_calls, temperature, top_p, phase, step
+        self,
+        engine: Engine,
+        params: qwen.Params,
+        rows: list[Row],
+        phase: str,
+        step: int,
+        on_tokens: OnTokens | None,
     ):
-        self.engine = engine
+        self.engine, self.cfg = engine, engine.cfg
         self.params, self.model = engine.decoding_params(params)
-        self.cfg: RolloutConfig = engine._cfg
-        self.max_calls = max_calls
-        self.temperature, self.top_p = jnp.float32(temperature), jnp.float32(top_p)
-        self.phase, self.step = phase, step
-        self.samples = samples
-        prompts = [engine.prompt_ids(problem) for problem in problems]
-        self.waiting_room = collections.deque(
-            _Row(p * samples + g, p, problems[p], g, prompts[p])
-            for p in range(len(problems))
-            for g in range(samples)
-        )
-        n = np.arange(len(problems) * samples)
-        self.keys = row_keys(engine._seed, phase, step, n // samples, n % samples)
-        self.rows: dict[int, _Row] = {}
-        self.done: dict[int, Trajectory] = {}
-        length = engine._max_prompt_tokens + self.cfg.max_response_tokens
+        self.phase, self.step, self.on_tokens = phase, step, on_tokens
+        self.all_rows = rows
+        self.queue = collections.deque(rows)
+        self.rows: dict[int, Row] = {}
         self.slots = decode.make_slots(
-            cfg=self.model, dtype=engine._dtype, num_slots=self.cfg.slots, length=length
+            cfg=self.model,
+            dtype=engine.dtype,
+            num_slots=self.cfg.slots,
+            length=engine.max_length,
+        )
+        # This process's slots, and which of them share a device.
+        self.num_slots = self.cfg.slots // jax.process_count()
+        self.per_device = self.cfg.slots // meshes.num_row_shards()
+        self.max_stopped = jnp.int32(self.cfg.return_share * self.cfg.slots)
+        self.idle_work = self._no_work()
+        width = engine.max_length if any(row.recorded for row in rows) else 1
+        self.forced = np.full((self.num_slots, width), -1, np.int32)
+        self.forced_on_device = meshes.put_rows(self.forced)
+        self.launch = 0
+        self.in_flight: collections.deque[tuple[int, dict[int, Row], decode.Report]] = (
+            collections.deque()
         )
         self.stats = RolloutStats()
+        self.device_done = time.perf_counter()
 
-    def run(self) -> tuple[list[list[Trajectory]], RolloutStats]:
+    def run(self) -> tuple[list[Trajectory], RolloutStats]:
         start = time.perf_counter()
-        running: set[int] = set()
-        while self.waiting_room or self.rows:
-            running |= self._admit() | self._put_back(wait=not running)
-            self._decode()
-            self.stats.num_segments += 1
-            running = self._harvest()
+        self.step_deadline = start + self.cfg.step_timeout_s
+        waited = 0.0
+        report = None
+        while report is None or report.num_left:
+            if report is not None and not report.num_running and not self.in_flight:
+                self._wait_for_work()
+            self._launch()
+            # Where nothing runs, a segment is over at once.
+            while self.in_flight and (
+                len(self.in_flight) >= self.cfg.segments_in_flight
+                or (report is not None and not report.num_running)
+            ):
+                report, seconds = self._harvest()
+                waited += seconds
+        while self.in_flight:
+            self._harvest()
+        for row in self.all_rows:
+            if row.recorded is not None:
+                _check_followed(row)
         self.stats.wall_s = time.perf_counter() - start
-        ordered = [self.done[i] for i in range(len(self.done))]
-        self.stats.num_model_tokens = sum(t.num_model_tokens for t in ordered)
-        groups = range(0, len(ordered), self.samples)
-        return [ordered[i : i + self.samples] for i in groups], self.stats
+        self.stats.host_s = self.stats.wall_s - waited - self.stats.tool_wait_s
+        done = [row.trajectory() for row in self.all_rows]
+        self.stats.num_model_tokens = sum(t.num_model_tokens for t in done)
+        return done, self.stats
 
-    def _decode(self) -> None:
-        self.slots = decode.decode_segment(
+    # --- before a segment
+
+    def _no_work(self) -> decode.Work:
+        B, T = self.num_slots, self.engine.max_prompt_tokens
+
+        def zeros(dtype, *shape: int) -> np.ndarray:
+            return np.zeros((B, *shape), dtype)
+
+        return decode.Work(
+            ends=zeros(bool),
+            enters=zeros(bool),
+            max_length=zeros(np.int32),
+            calls_left=zeros(np.int32),
+            keys=zeros(np.uint32, 2),
+            sampling=Sampling(
+                zeros(np.float32), zeros(np.float32), zeros(np.int32), zeros(np.float32)
+            ),
+            ids=zeros(np.int32, T),
+            count=zeros(np.int32),
+            source=np.full(B, -1, np.int32),
+            is_output=zeros(bool),
+            is_last=zeros(bool),
+            queued=zeros(np.int32),
+        )
+
+    def _launch(self) -> None:
+        """Dispatches a segment, and before it what there is to do."""
+        self.launch += 1
+        work = jax.tree.map(np.copy, self.idle_work)
+        self._end_late_rows(work)
+        self._put_back(work)
+        self._admit(work)
+        work.queued[0] = len(self.queue)
+        if not self.in_flight:
+            self.stats.idle_s += time.perf_counter() - self.device_done
+        self.slots, report = decode.advance(
             self.params,
             self.slots,
-            self.engine._table,
-            self.temperature,
-            self.top_p,
-            jnp.int32(self.cfg.return_share * self.cfg.slots),
+            meshes.put_rows(work),
+            self.engine.table,
+            self.forced_on_device,
+            self.max_stopped,
             cfg=self.model,
             steps=self.cfg.segment_steps,
-            eos_id=self.engine._tokenizer.eos_id,
+            eos_id=self.engine.tokenizer.eos_id,
+            prefill_rows=-(-self.cfg.prefill_rows // meshes.num_row_shards()),
+            prefill_chunk=self.cfg.prefill_chunk,
         )
+        self.in_flight.append((self.launch, dict(self.rows), report))
+        self.stats.num_segments += 1
 
-    def _fork(self, copies: list[tuple[int, int, int]]) -> None:
-        """(source, target, tokens) each."""
-        sources, targets, counts = (list(x) for x in zip(*copies, strict=True))
-        self.slots = decode.fork(
-            self.slots,
-            self._padded(sources, 0),
-            self._padded(targets, self.cfg.slots),
-            self._padded(counts, 0),
-            length=self.engine._max_prompt_tokens,
-        )
+    def _end_late_rows(self, work: decode.Work) -> None:
+        now = time.perf_counter()
+        over = now >= self.step_deadline
+        for slot, row in self.rows.items():
+            if row.state is not State.ENDING and (over or now >= row.deadline):
+                row.stop = "step_time" if over else "row_time"
+                row.state, row.since = State.ENDING, self.launch
+                if row.pending:
+                    row.pending[2].cancel()
+                work.ends[slot] = True
+        while over and self.queue:
+            row = self.queue.popleft()
+            row.write(row.prompt_ids, Author.PROMPT)
+            row.state, row.stop = State.DONE, "step_time"
 
-    def _admit(self) -> set[int]:
-        """New rows into free slots. A prompt that a row holds already is copied from there."""
-        free = [slot for slot in range(self.cfg.slots) if slot not in self.rows]
-        free = free[: len(self.waiting_room)]
-        entering = [(slot, self.waiting_room.popleft()) for slot in free]
-        for at in range(0, len(entering), self.cfg.prefill_rows):
-            part = entering[at : at + self.cfg.prefill_rows]
-            slots = [slot for slot, _ in part]
-            limits = [len(row.prompt_ids) + self.cfg.max_response_tokens for _, row in part]
-            self.slots = decode.admit(
-                self.slots,
-                self._padded(slots, self.cfg.slots),
-                self._padded([self.keys[row.index] for _, row in part], np.zeros(2), np.uint32),
-                self._padded(limits, 0),
-                self._padded([self.max_calls] * len(part), 0),
-            )
-        holder = {row.group: slot for slot, row in self.rows.items()}
-        prompts, copies = [], []
-        for slot, row in entering:
-            if row.group in holder:
-                copies.append((holder[row.group], slot, len(row.prompt_ids)))
-            else:
-                holder[row.group] = slot
-                prompts.append((slot, row.prompt_ids))
-            row.turn = len(row.prompt_ids)
+    def _put_back(self, work: decode.Work) -> None:
+        """Outputs of finished programs, and what is left of long ones, into their rows."""
+        for slot, row in self.rows.items():
+            if row.state is State.CALLING and row.pending[2].done():
+                code, trailing, future = row.pending
+                result = future.result()
+                if result.status == "infra":
+                    raise RuntimeError(
+                        f"sandbox failed on {row.problem.problem_id}: {result.error}"
+                    )
+                text = self.engine.boundary.put_back(result_text(result), trailing)
+                ids = self.engine.tokenizer.encode(text)
+                count = row.write(ids, Author.TOOL)
+                row.calls.append(Call(code, result, count))
+                row.turn, row.pending, row.outgoing = row.length, None, ids
+                row.state = State.RUNNING
+                if self.on_tokens:
+                    self.on_tokens(row, row.ids[row.length - count : row.length], Author.TOOL)
+                work.is_output[slot] = True
+            if row.outgoing and row.state is State.RUNNING:
+                self._send(work, slot, row, row.outgoing)
+                work.is_output[slot] = True
+
+    def _send(self, work: decode.Work, slot: int, row: Row, ids: list[int]) -> None:
+        T = work.ids.shape[1]
+        part, row.outgoing = ids[:T], ids[T:]
+        work.ids[slot, : len(part)] = part
+        work.count[slot] = len(part)
+        work.is_last[slot] = not row.outgoing
+        row.since = self.launch
+
+    def _admit(self, work: decode.Work) -> None:
+        """New rows into free slots. A prompt that a row of the device holds is copied there."""
+        free = [slot for slot in range(self.num_slots) if slot not in self.rows]
+        holder = {(row.group, s // self.per_device): s for s, row in self.rows.items()}
+        forced = False
+        for slot in free[: len(self.queue)]:
+            row = self.queue.popleft()
+            device = slot // self.per_device
+            work.enters[slot] = True
+            work.max_length[slot] = row.limit
+            work.calls_left[slot] = row.max_calls
+            work.keys[slot] = row.key
+            for held, value in zip(work.sampling, row.sampling, strict=True):
+                held[slot] = value
+            source = holder.setdefault((row.group, device), slot)
+            self._send(work, slot, row, row.prompt_ids)
+            if source != slot:
+                work.source[slot] = source - device * self.per_device
+            row.write(row.prompt_ids, Author.PROMPT)
+            row.turn, row.state = row.length, State.RUNNING
+            row.deadline = time.perf_counter() + self.cfg.row_timeout_s
             self.rows[slot] = row
-        self._extend(prompts, Author.PROMPT)
-        for at in range(0, len(copies), self.cfg.prefill_rows):
-            self._fork(copies[at : at + self.cfg.prefill_rows])
-        return {slot for slot, _ in entering}
+            if row.recorded is not None:
+                self.forced[slot] = -1
+                self.forced[slot, : row.limit] = row.recorded.ids
+                forced = True
+        if forced:
+            self.forced_on_device = meshes.put_rows(self.forced)
 
-    def _put_back(self, *, wait: bool) -> set[int]:
-        """Outputs of finished programs into their rows; with `wait`, of at least one."""
-        pending = {slot: row for slot, row in self.rows.items() if row.pending}
-        if wait and len(pending) == len(self.rows) and pending:
-            start = time.perf_counter()
-            concurrent.futures.wait(
-                [row.pending[2] for row in pending.values()],
-                return_when=concurrent.futures.FIRST_COMPLETED,
-            )
-            self.stats.tool_wait_s += time.perf_counter() - start
-        outputs = []
-        for slot, row in sorted(pending.items()):
-            code, trailing, future = row.pending
-            if not future.done():
+    # --- after a segment
+
+    def _harvest(self) -> tuple[decode.Report, float]:
+        """Of the oldest segment in flight: submits new calls, takes finished rows out.
+
+        Returns its report, this process's part, and how long that was waited for.
+        """
+        launch, rows, report = self.in_flight.popleft()
+        start = time.perf_counter()
+        report = meshes.own_rows(report)
+        self.device_done = time.perf_counter()
+        for slot, row in rows.items():
+            # Text that went in later is not part of this report, nor is a row of its own past.
+            if row.state is State.DONE or row.since > launch and row.state is not State.ENDING:
                 continue
-            result = future.result()
-            if result.status == "infra":
-                raise RuntimeError(f"sandbox failed on {row.problem.problem_id}: {result.error}")
-            text = self.engine._boundary.put_back(result_text(result), trailing)
-            ids = self.engine._tokenizer.encode(text)
-            limit = len(row.prompt_ids) + self.cfg.max_response_tokens
-            row.calls.append(Call(code, result, min(len(ids), limit - row.turn)))
-            row.turn += len(ids)
-            row.pending = None
-            outputs.append((slot, ids))
-        self._extend(outputs, Author.TOOL)
-        return {slot for slot, _ in outputs}
+            begin, end = report.begin[slot], report.length[slot]
+            if row.state is State.RUNNING or row.since > launch:
+                self._take(row, begin, report.ids[slot], report.logp[slot], end - begin)
+                self._react(slot, row, report.status[slot])
+            if row.state is State.ENDING and row.since <= launch + 1:
+                self._finish(slot, row)
+        return report, self.device_done - start
 
-    def _extend(self, texts: list[tuple[int, list[int]]], author: Author) -> None:
-        R, C = self.cfg.prefill_rows, self.cfg.prefill_chunk
-        for at in range(0, len(texts), R):
-            part = texts[at : at + R]
-            for start in range(0, max(len(ids) for _, ids in part), C):
-                chunk = [(slot, ids[start:]) for slot, ids in part if len(ids) > start]
-                ids_RC = np.zeros((R, C), np.int32)
-                for r, (_, ids) in enumerate(chunk):
-                    ids_RC[r, : min(C, len(ids))] = ids[:C]
-                self.slots = decode.extend(
-                    self.params,
-                    self.slots,
-                    self._padded([slot for slot, _ in chunk], self.cfg.slots),
-                    jnp.asarray(ids_RC),
-                    self._padded([min(C, len(ids)) for _, ids in chunk], 0),
-                    jnp.int32(author),
-                    self._padded([len(ids) <= C for _, ids in chunk], False, bool),
-                    cfg=self.model,
-                )
+    def _take(self, row: Row, begin: int, ids: np.ndarray, logp: np.ndarray, count: int) -> None:
+        if not count:
+            return
+        if begin != row.length:
+            raise RuntimeError(f"row {row.index}: {row.length} tokens, {begin} on the device")
+        row.write(ids[:count], Author.MODEL, logp[:count])
+        if self.on_tokens:
+            self.on_tokens(row, ids[:count], Author.MODEL)
 
-    def _padded(self, values: list, fill, dtype=np.int32) -> jax.Array:
-        """One entry per row of a prefill launch."""
-        missing = self.cfg.prefill_rows - len(values)
-        return jnp.asarray(np.array(values + [fill] * missing, dtype))
+    def _react(self, slot: int, row: Row, status: int) -> None:
+        """To what has become of a row that ran."""
+        if status in (decode.EOS, decode.FULL):
+            row.stop = "eos" if status == decode.EOS else row.limited_by
+            self._finish(slot, row)
+        elif status == decode.WAITING and row.state is State.RUNNING:
+            text = self.engine.tokenizer.decode(row.ids[row.turn : row.length])
+            code, trailing = self.engine.boundary.find_call(text)
+            row.pending = code, trailing, self._submit(row, code)
+            row.state = State.CALLING
 
-    def _harvest(self) -> set[int]:
-        """After a segment: submits new calls, takes finished rows out; returns running slots."""
-        status, length = jax.device_get((self.slots.status, self.slots.length))
-        waiting = [s for s, row in self.rows.items() if status[s] == decode.WAITING]
-        waiting = [s for s in waiting if self.rows[s].pending is None]
-        finished = [s for s in self.rows if status[s] in (decode.EOS, decode.FULL)]
-        if waiting or finished:
-            written = jax.device_get((self.slots.ids, self.slots.author, self.slots.logp))
-        for slot in sorted(waiting):
-            row = self.rows[slot]
-            text = self.engine._tokenizer.decode(written[0][slot, row.turn : length[slot]])
-            code, trailing = self.engine._boundary.find_call(text)
-            seed = self._program_seed(row)
-            row.pending = (code, trailing, self.engine._sandbox.submit(code, seed=seed))
-            row.turn = int(length[slot])
-        for slot in finished:
-            row = self.rows.pop(slot)
-            ids, author, logp = (x[slot, : length[slot]].copy() for x in written)
-            stop = "eos" if status[slot] == decode.EOS else "response_length"
-            self.done[row.index] = Trajectory(
-                row.problem, row.sample, ids, author, logp, tuple(row.calls), stop
-            )
-        return {slot for slot in self.rows if status[slot] == decode.RUNNING}
+    def _finish(self, slot: int, row: Row) -> None:
+        row.state = State.DONE
+        del self.rows[slot]
 
-    def _program_seed(self, row: _Row) -> int:
-        place = (self.engine._seed, self.phase, self.step, row.index, len(row.calls))
-        return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=4).digest())
+    def _submit(self, row: Row, code: str) -> concurrent.futures.Future:
+        if row.recorded is None:
+            place = (self.engine.seed, self.phase, self.step, row.index, len(row.calls))
+            digest = hashlib.blake2b(repr(place).encode(), digest_size=4).digest()
+            return self.engine.sandbox.submit(code, seed=int.from_bytes(digest))
+        future = concurrent.futures.Future()
+        future.set_result(row.recorded.calls[len(row.calls)].result)
+        return future
+
+    def _wait_for_work(self) -> None:
+        """Until a program of this process is done, or a deadline has come."""
+        free = len(self.rows) < self.num_slots
+        if (self.queue and free) or any(row.outgoing for row in self.rows.values()):
+            return
+        start = time.perf_counter()
+        limits = [row.deadline for row in self.rows.values()] + [self.step_deadline]
+        limit = max(0.0, min(limits) - start)
+        if jax.process_count() > 1:
+            limit = min(limit, _AGREEMENT_S)
+        concurrent.futures.wait(
+            [row.pending[2] for row in self.rows.values() if row.pending],
+            timeout=limit,
+            return_when=concurrent.futures.FIRST_COMPLETED,
+        )
+        self.stats.tool_wait_s += time.perf_counter() - start
+
+
+def _check_followed(row: Row) -> None:
+    """A replayed row has the tokens and calls on record."""
+    recorded, name = row.recorded, f"{row.problem.problem_id}, sample {row.sample}"
+    ids, author = row.ids[: row.length], row.author[: row.length]
+    same = len(ids) == len(recorded.ids)
+    if not same or (ids != recorded.ids).any() or (author != recorded.author).any():
+        n = min(len(ids), len(recorded.ids))
+        differs = (ids[:n] != recorded.ids[:n]) | (author[:n] != recorded.author[:n])
+        at = int(np.argmax(differs)) if differs.any() else n
+        raise ValueError(f"replay of {name} leaves the record at token {at}")
+    if [call.code for call in row.calls] != [call.code for call in recorded.calls]:
+        raise ValueError(f"replay of {name} makes other calls than the record")
 
 
 def model_turns(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:

@@ -25,6 +25,7 @@ from cir_jax.reward.score import Grader
 from cir_jax.rl.advantage import ADVANTAGES
 from cir_jax.rl.batch import Sequence1D, TrainBatch, max_micro, pack
 from cir_jax.rollout.engine import Engine
+from cir_jax.rollout.sampling import Sampling
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.tokenizer import Tokenizer
@@ -223,8 +224,12 @@ def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
                 pipeline.step_problems(problems, step, cfg.rollout.prompts_per_step),
                 samples=cfg.rollout.samples_per_prompt,
                 max_calls=budget,
-                temperature=cfg.rollout.temperature,
-                top_p=cfg.rollout.top_p,
+                sampling=Sampling(
+                    cfg.rollout.temperature,
+                    cfg.rollout.top_p,
+                    cfg.rollout.top_k,
+                    cfg.rollout.min_p,
+                ),
                 phase="rl",
                 step=step,
             )
