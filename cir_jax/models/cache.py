@@ -13,7 +13,7 @@ from cir_jax.config import ModelConfig
 from cir_jax.mesh import constrain
 
 # Positions that attention reads at a time: it stops after the block of the longest row.
-BLOCK = 256
+BLOCK = 128
 
 
 class Cache(NamedTuple):

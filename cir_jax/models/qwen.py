@@ -1,7 +1,8 @@
 """Qwen2.5 and Qwen3 dense decoders, layers stacked on a leading axis and scanned.
 
 Modules declare each parameter with its logical axes; everything outside sees plain nested
-dicts (`layers/attn/q: [L, D, N, H]`; on a CPU, `for_decoding` makes `layers/0/attn/q: [D, N, H]`).
+dicts (`layers/attn/q: [L, D, N, H]`). To decode on a CPU, each layer has arrays of its own, with
+a weight's outputs first (`layers/0/attn/q: [N, H, D]`): see `for_decoding`.
 Source: Qwen2.5 technical report, arXiv:2412.15115; Qwen3, arXiv:2505.09388.
 """
 
@@ -20,6 +21,7 @@ from cir_jax.config import ComputeConfig, ModelConfig, YarnConfig
 from cir_jax.mesh import constrain
 from cir_jax.models import attention, lora
 from cir_jax.models.cache import Cache
+from cir_jax.models.logprob import times_columns
 
 Params = dict[str, Any]
 
@@ -135,19 +137,29 @@ class _Where(NamedTuple):
     rows_BT: Int[Array, "B T"] | None = None
 
 
+# Of each weight, the leading axes that are summed over.
+_NUM_IN = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+
+
 class _Projections(nnx.Module):
-    """Linear maps by name: a weight [in..., out...], maybe with bias and low-rank adapter."""
+    """Linear maps by name: a weight [in..., out...], maybe with bias and low-rank adapter.
 
-    def __init__(self, cfg: ModelConfig):
+    out_first: the weights are [out..., in...] instead.
+    """
+
+    def __init__(self, cfg: ModelConfig, out_first: bool):
         self.cfg = cfg
+        self.out_first = out_first
 
-    def add(self, name: str, weight: nnx.Param, num_in: int, key: jax.Array) -> None:
-        """num_in: leading axes of the weight that are summed over.
-
-        An adapter's A starts random, its B at zero, so that nothing changes at first. Its rank
+    def add(self, name: str, weight: nnx.Param, key: jax.Array) -> None:
+        """An adapter's A starts random, its B at zero, so that nothing changes at first. Its rank
         is too small to share: both lie as the weight's other axes do.
         Source: LoRA, arXiv:2106.09685, section 4.1.
         """
+        num_in = _NUM_IN[name]
+        if self.out_first:
+            axes = weight.get_metadata("axes")
+            weight = nnx.Param(_out_first(weight[...], num_in), axes=axes[num_in:] + axes[:num_in])
         setattr(self, name, weight)
         adapter = self.cfg.lora
         if adapter is None or name not in adapter.targets:
@@ -158,11 +170,16 @@ class _Projections(nnx.Module):
         setattr(self, name + lora.A, _normal(key, (*into, rank), fan_in, *axes[:num_in], None))
         setattr(self, name + lora.B, _zeros((rank, *out), None, *axes[num_in:]))
 
-    def project(self, name: str, x: Array, num_in: int) -> Array:
+    def project(self, name: str, x: Array) -> Array:
+        num_in = _NUM_IN[name]
+
         def times(x: Array, param: nnx.Param, num_in: int) -> Array:
             return jnp.tensordot(x, _weight(param, x.dtype), num_in)
 
-        y = times(x, getattr(self, name), num_in)
+        if self.out_first:
+            y = _times_out_first(x, _weight(getattr(self, name), x.dtype), num_in)
+        else:
+            y = times(x, getattr(self, name), num_in)
         if hasattr(self, name + lora.A):
             low = times(x, getattr(self, name + lora.A), num_in)
             scale = self.cfg.lora.alpha / self.cfg.lora.rank
@@ -173,17 +190,29 @@ class _Projections(nnx.Module):
         return y
 
 
+def _out_first(w: Array, num_in: int) -> Array:
+    return w.transpose(*range(num_in, w.ndim), *range(num_in))
+
+
+def _times_out_first(x: Array, w: Array, num_in: int) -> Array:
+    """[B, T, in...] by [out..., in...]."""
+    out = w.shape[: w.ndim - num_in]
+    size = math.prod(w.shape[w.ndim - num_in :])
+    columns = x.reshape(-1, size).T
+    return times_columns(w.reshape(-1, size), columns, x.dtype).T.reshape(*x.shape[:2], *out)
+
+
 class Attention(_Projections):
-    def __init__(self, cfg: ModelConfig, key: jax.Array):
+    def __init__(self, cfg: ModelConfig, key: jax.Array, out_first: bool):
         D, N, K, H = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         key_q, key_k, key_v, key_o, *keys = jax.random.split(key, 8)
-        super().__init__(cfg)
+        super().__init__(cfg, out_first)
         wide, narrow = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        self.add("q", _normal(key_q, (D, N, H), D, *wide), 1, keys[0])
-        self.add("k", _normal(key_k, (D, K, H), D, *narrow), 1, keys[1])
-        self.add("v", _normal(key_v, (D, K, H), D, *narrow), 1, keys[2])
+        self.add("q", _normal(key_q, (D, N, H), D, *wide), keys[0])
+        self.add("k", _normal(key_k, (D, K, H), D, *narrow), keys[1])
+        self.add("v", _normal(key_v, (D, K, H), D, *narrow), keys[2])
         o = _normal(key_o, (N, H, D), N * H, "heads", "head_dim", "embed")
-        self.add("o", o, 2, keys[3])
+        self.add("o", o, keys[3])
         if cfg.qkv_bias:
             self.q_bias = _zeros((N, H), "heads", "head_dim")
             self.k_bias = _zeros((K, H), "kv_heads", "head_dim")
@@ -194,7 +223,7 @@ class Attention(_Projections):
 
     def __call__(self, x_BTD, where: _Where, cache: Cache | None, layer, backend: str):
         cfg = self.cfg
-        q, k, v = (self.project(name, x_BTD, 1) for name in "qkv")
+        q, k, v = (self.project(name, x_BTD) for name in "qkv")
         if cfg.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, where.cos, where.sin), rotate(k, where.cos, where.sin)
@@ -204,33 +233,33 @@ class Attention(_Projections):
         else:
             cache = cache.write(layer, where.rows_BT, where.positions_BT, k, v)
             out = attention.attend_cached(q, cache, layer, where.rows_B, where.positions_BT)
-        return self.project("o", out, 2), cache
+        return self.project("o", out), cache
 
 
 class MLP(_Projections):
     """down(silu(gate x) * up x). Source: SwiGLU, arXiv:2002.05202."""
 
-    def __init__(self, cfg: ModelConfig, key: jax.Array):
+    def __init__(self, cfg: ModelConfig, key: jax.Array, out_first: bool):
         D, F = cfg.width, cfg.mlp_width
         key_gate, key_up, key_down, *keys = jax.random.split(key, 6)
-        super().__init__(cfg)
-        self.add("gate", _normal(key_gate, (D, F), D, "embed", "mlp"), 1, keys[0])
-        self.add("up", _normal(key_up, (D, F), D, "embed", "mlp"), 1, keys[1])
-        self.add("down", _normal(key_down, (F, D), F, "mlp", "embed"), 1, keys[2])
+        super().__init__(cfg, out_first)
+        self.add("gate", _normal(key_gate, (D, F), D, "embed", "mlp"), keys[0])
+        self.add("up", _normal(key_up, (D, F), D, "embed", "mlp"), keys[1])
+        self.add("down", _normal(key_down, (F, D), F, "mlp", "embed"), keys[2])
 
     def __call__(self, x_BTD):
-        gate, up = (self.project(name, x_BTD, 1) for name in ("gate", "up"))
+        gate, up = (self.project(name, x_BTD) for name in ("gate", "up"))
         hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
-        return self.project("down", hidden, 1)
+        return self.project("down", hidden)
 
 
 class Block(nnx.Module):
-    def __init__(self, cfg: ModelConfig, key: jax.Array):
+    def __init__(self, cfg: ModelConfig, key: jax.Array, out_first: bool):
         key_attn, key_mlp = jax.random.split(key)
         self.attn_norm = RMSNorm(cfg.width, cfg.norm_eps)
-        self.attn = Attention(cfg, key_attn)
+        self.attn = Attention(cfg, key_attn, out_first)
         self.mlp_norm = RMSNorm(cfg.width, cfg.norm_eps)
-        self.mlp = MLP(cfg, key_mlp)
+        self.mlp = MLP(cfg, key_mlp, out_first)
 
     def __call__(self, x_BTD, where: _Where, cache: Cache | None, layer, backend: str):
         out, cache = self.attn(self.attn_norm(x_BTD), where, cache, layer, backend)
@@ -240,7 +269,7 @@ class Block(nnx.Module):
 
 
 class Qwen(nnx.Module):
-    """stacked: the layers' parameters in one tree, or else a list of trees."""
+    """stacked: the layers' parameters in one tree; or else a list of trees, outputs first."""
 
     def __init__(self, cfg: ModelConfig, key: jax.Array, *, stacked: bool = True):
         key_embed, key_layers, key_head = jax.random.split(key, 3)
@@ -249,9 +278,9 @@ class Qwen(nnx.Module):
         self.embed = _normal(key_embed, (V, D), 2500, "vocab", "embed")
         keys = jax.random.split(key_layers, cfg.num_layers)
         if stacked:
-            self.layers = jax.vmap(lambda k: Block(cfg, k))(keys)
+            self.layers = jax.vmap(lambda k: Block(cfg, k, False))(keys)
         else:
-            self.layers = nnx.List([Block(cfg, k) for k in keys])
+            self.layers = nnx.List([Block(cfg, k, True) for k in keys])
         self.final_norm = RMSNorm(D, cfg.norm_eps)
         if not cfg.tied_embeddings:
             self.head = _normal(key_head, (V, D), D, "vocab", "embed")
@@ -395,8 +424,9 @@ def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, 
     """Parameters in the type that decoding computes in, adapters merged, and their model.
 
     The norms' scales stay float32, as they are used in training. Devices share them by heads,
-    MLP and vocabulary alone, not by rows. On a CPU each layer has arrays of its own: there, to
-    take a layer out of a stack would copy it at every step.
+    MLP and vocabulary alone, not by rows. On a CPU each layer has arrays of its own, since to take
+    a layer out of a stack would copy it at every step, and outputs first, as products with few
+    columns are fast there.
     """
     params, cfg = lora.merge(params, cfg)
 
@@ -405,14 +435,23 @@ def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, 
 
     params = jax.tree_util.tree_map_with_path(cast, params)
     if meshes.platform() == "cpu":
-        stack = params["layers"]
-        layers = {i: jax.tree.map(lambda x, i=i: x[i], stack) for i in range(cfg.num_layers)}
-        params = params | {"layers": layers}
+        params = params | {"layers": _listed(params["layers"], cfg.num_layers)}
     axes = decoding_axes(params, cfg)
     params = jax.tree.map(
         lambda axes, x: meshes.constrain(x, *axes), axes, params, is_leaf=meshes.is_axes
     )
     return params, cfg
+
+
+def _listed(stack: Params, num_layers: int) -> Params:
+    def of_layer(i: int, path, x_L: Array) -> Array:
+        name = path[-1].key
+        return _out_first(x_L[i], _NUM_IN[name]) if name in _NUM_IN else x_L[i]
+
+    return {
+        i: jax.tree_util.tree_map_with_path(functools.partial(of_layer, i), stack)
+        for i in range(num_layers)
+    }
 
 
 def head_table(params: Params) -> Float[Array, "V D"]:
