@@ -1,5 +1,6 @@
 """The engine on the shipped cold start: real calls, whatever the slots, segments and latencies."""
 
+import dataclasses
 import random
 import threading
 import time
@@ -19,7 +20,7 @@ from cir_jax.records import Author
 from cir_jax.rl.batch import Sequence1D, pack
 from cir_jax.rollout import decode
 from cir_jax.rollout.engine import Engine, model_turns
-from cir_jax.rollout.sampling import Sampling
+from cir_jax.rollout.sampling import GREEDY, Sampling
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import Tokenizer, put_back_text
@@ -152,7 +153,8 @@ def test_trajectory_is_prompt_turns_and_tool_outputs(cfg, tokenizer, trajectorie
     [
         {"slots": 4, "segment_steps": 1},
         {"slots": 64, "segment_steps": 64},
-        {"slots": 16, "prefill_rows": 3, "prefill_chunk": 7},
+        {"slots": 16, "segments_in_flight": 1},
+        {"slots": 16, "prefill_rows": 3, "prefill_chunk": 7, "segments_in_flight": 3},
     ],
 )
 def test_schedule_changes_no_token(
@@ -165,6 +167,24 @@ def test_schedule_changes_no_token(
         assert a.ids.tolist() == b.ids.tolist()
         assert a.author.tolist() == b.author.tolist()
         np.testing.assert_allclose(a.logp, b.logp, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("steps", [1, 8, 64])
+@pytest.mark.parametrize("slots", [4, 16, 64])
+def test_no_schedule_changes_a_token(
+    cfg, tokenizer, sandbox, params, problems, trajectories, slots, steps, in_flight
+):
+    """Every combination, at once and with random latencies."""
+    changes = {"slots": slots, "segment_steps": steps, "segments_in_flight": in_flight}
+    for answers in (sandbox, SlowSandbox(sandbox, seed=slots + steps)):
+        others = sample(cfg, tokenizer, answers, params, problems, **changes)
+        for a, b in zip(trajectories, [t for group in others for t in group], strict=True):
+            assert a.ids.tolist() == b.ids.tolist()
+            assert a.author.tolist() == b.author.tolist()
+            assert [c.code for c in a.calls] == [c.code for c in b.calls]
+            np.testing.assert_allclose(a.logp, b.logp, atol=1e-4)
 
 
 def test_latency_changes_no_bit(cfg, tokenizer, sandbox, params, problems, trajectories):
@@ -231,6 +251,108 @@ def test_length_limit_cuts_tool_output(cfg, tokenizer, sandbox, params, problems
     for t in cut:
         assert t.stop_reason == "response_length" and t.num_response_tokens == 24
         assert sum(c.num_tool_tokens for c in t.calls) == (t.author == Author.TOOL).sum()
+
+
+def test_context_limits_a_row(cfg, tokenizer, sandbox, params, problems):
+    """rollout.max_context counts the prompt too."""
+    groups = sample(cfg, tokenizer, sandbox, params, problems, max_context=48)
+    rows = [t for group in groups for t in group]
+    assert {t.stop_reason for t in rows} == {"eos", "context"}
+    assert all((len(t.ids) == 48) == (t.stop_reason == "context") for t in rows)
+    with pytest.raises(ValueError, match="context of 4 tokens .*: the prompt of problem"):
+        sample(cfg, tokenizer, sandbox, params, problems, max_context=4)
+
+
+class Silent:
+    """Programs of the first submission never end."""
+
+    def __init__(self, sandbox):
+        self._sandbox = sandbox
+        self.held = None
+
+    def submit(self, code, *, seed=0):
+        if self.held is None:
+            self.held = Future()
+            return self.held
+        return self._sandbox.submit(code, seed=seed)
+
+
+def test_a_tool_that_never_returns_ends_its_row(
+    cfg, tokenizer, sandbox, params, problems, trajectories
+):
+    """By rollout.row_timeout_s; what it has written stays, and all other rows are as ever."""
+    silent = Silent(sandbox)
+    groups = sample(cfg, tokenizer, silent, params, problems, slots=16, row_timeout_s=4.0)
+    rows = [t for group in groups for t in group]
+    (late,) = [i for i, t in enumerate(rows) if t.stop_reason == "row_time"]
+    for i, (a, b) in enumerate(zip(trajectories, rows, strict=True)):
+        if i == late:
+            assert b.calls == () and b.ids.tolist() == a.ids[: len(b.ids)].tolist()
+            assert "```python" in tokenizer.decode(b.ids) and len(b.ids) < len(a.ids)
+        else:
+            assert a.ids.tolist() == b.ids.tolist()
+    assert silent.held.cancelled()
+
+
+def test_a_step_ends_by_its_limit(cfg, tokenizer, params, problems):
+    """rollout.step_timeout_s: rows that have begun end where they are, others have no response."""
+
+    class Never:
+        def submit(self, code, *, seed=0):
+            return Future()
+
+    groups = sample(cfg, tokenizer, Never(), params, problems, slots=16, step_timeout_s=1.5)
+    rows = [t for group in groups for t in group]
+    assert len(rows) == 40 and "step_time" in {t.stop_reason for t in rows}
+    assert rows[-1].stop_reason == "step_time" and rows[-1].num_response_tokens == 0
+    for t, problem in zip(rows, np.repeat(problems, 4), strict=True):
+        prompt = tokenizer.encode(problem.question + "\n")
+        assert t.ids[: len(prompt)].tolist() == prompt
+
+
+def test_each_problem_has_settings_of_its_own(
+    cfg, tokenizer, sandbox, params, problems, trajectories
+):
+    """One problem greedy, one of few tokens, the others as before."""
+    sampling = [Sampling(1.0)] * len(problems)
+    sampling[0], sampling[1] = GREEDY, Sampling(1.0, top_k=1)
+    groups, _ = make_engine(cfg, tokenizer, sandbox, slots=16).rollout(
+        params, problems, samples=4, max_calls=3, sampling=sampling, phase="test", step=4
+    )
+    for group in groups[:2]:
+        assert len({t.ids.tobytes() for t in group}) == 1
+    others = [t for group in groups[2:] for t in group]
+    for a, b in zip(trajectories[8:], others, strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+
+
+class Forbidden:
+    def submit(self, code, *, seed=0):
+        raise AssertionError("a program is run")
+
+
+def test_replay_follows_the_record(cfg, tokenizer, params, trajectories):
+    """The same tokens, calls and log-probabilities, and no program runs."""
+    engine = make_engine(cfg, tokenizer, Forbidden(), slots=16)
+    again, stats = engine.replay(params, trajectories)
+    assert stats.num_model_tokens == sum(t.num_model_tokens for t in trajectories)
+    for a, b in zip(trajectories, again, strict=True):
+        assert (a.ids.tolist(), a.author.tolist()) == (b.ids.tolist(), b.author.tolist())
+        assert (a.calls, a.stop_reason) == (b.calls, b.stop_reason)
+        np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
+
+
+def test_replay_says_where_it_cannot_follow(cfg, tokenizer, params, trajectories):
+    """Other output of a program than on record: named by problem, sample and token."""
+    engine = make_engine(cfg, tokenizer, Forbidden(), slots=16)
+    called = next(t for t in trajectories if t.calls and t.stop_reason == "eos")
+    first = int(np.flatnonzero(called.author == Author.TOOL)[0])
+    result = dataclasses.replace(called.calls[0].result, status="ok", stdout="7\n" * 3, error="")
+    calls = (dataclasses.replace(called.calls[0], result=result), *called.calls[1:])
+    # The output block opens with a newline and ```output, as on record.
+    at = first + len(tokenizer.encode("\n```output\n"))
+    with pytest.raises(ValueError, match=f"sample {called.sample} leaves the record at token {at}"):
+        engine.replay(params, [dataclasses.replace(called, calls=calls)])
 
 
 def test_greedy_is_the_most_likely_token(cfg, tokenizer, sandbox, params, problems):

@@ -38,7 +38,7 @@ def step_logits(
     hidden_BD: Float[Array, "B D"], table_VD: Float[Array, "V D"]
 ) -> Float[Array, "V B"]:
     """The same of a decode step's few tokens, vocabulary first: the table is read as it lies."""
-    return times_columns(table_VD.astype(hidden_BD.dtype), hidden_BD.T, jnp.float32)
+    return times_columns(table_VD.astype(hidden_BD.dtype), hidden_BD.T, jnp.dtype("float32"))
 
 
 def times_columns(

@@ -443,7 +443,7 @@ def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, 
     return params, cfg
 
 
-def _listed(stack: Params, num_layers: int) -> Params:
+def _listed(stack: Params, num_layers: int) -> dict[int, Params]:
     def of_layer(i: int, path, x_L: Array) -> Array:
         name = path[-1].key
         return _out_first(x_L[i], _NUM_IN[name]) if name in _NUM_IN else x_L[i]
