@@ -19,7 +19,8 @@ def code_stats(trajectories: Sequence[Trajectory], scores: Sequence[Score]) -> d
 
     code_share: at least one executed program; needed_code_share: the same on the problems that
     need it; programs_ok_share: of programs, those that ran without error or timeout;
-    correct_after_failure_share: of correct responses, those with a failed program.
+    correct_after_failure_share: of correct responses, those with a failed program; cut_share:
+    ended by a limit, late_share by one on wall-clock time.
     """
     calls = [call for t in trajectories for call in t.calls]
     correct = [t for t, s in zip(trajectories, scores, strict=True) if s.value > 0]
@@ -32,7 +33,8 @@ def code_stats(trajectories: Sequence[Trajectory], scores: Sequence[Score]) -> d
         "programs_ok_share": _mean([c.result.status == "ok" for c in calls]),
         "correct_after_failure_share": _mean(failed),
         "response_tokens": _mean([t.num_response_tokens for t in trajectories]),
-        "cut_share": _mean([t.stop_reason == "response_length" for t in trajectories]),
+        "cut_share": _mean([t.stop_reason != "eos" for t in trajectories]),
+        "late_share": _mean([t.stop_reason in ("row_time", "step_time") for t in trajectories]),
     }
 
 

@@ -240,7 +240,7 @@ def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
         with timer.stage("update_s"):
             state, figures = updates(run, update, state, groups, advantages_PG)
 
-        timer.seconds["tool_wait_s"] = stats.tool_wait_s
+        timer.seconds |= {"tool_wait_s": stats.tool_wait_s, "device_idle_s": stats.idle_s}
         timer.seconds["tokens_per_s"] = stats.num_model_tokens / stats.wall_s
         summary = code_stats(trajectories, scores)
         reward = float(np.mean([s.value for s in scores]))
