@@ -202,7 +202,14 @@ def command(*args):
 def test_command_line_train_ctrl_c_resume_eval(tmp_path):
     """SIGINT in mid-run: exit code 130 and a checkpoint; resumed, the last line is the run."""
     run_dir = str(tmp_path / "run")
-    args = ["train", "configs/quickstart.toml", *TINY, f"run_dir={run_dir}", "rl.steps=40"]
+    args = [
+        "train",
+        "configs/quickstart.toml",
+        *TINY,
+        f"run_dir={run_dir}",
+        "sft.steps=0",
+        "rl.steps=40",
+    ]
     process = command(*args)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
