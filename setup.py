@@ -18,6 +18,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",  # sharded, asynchronous checkpoints
         "grain>=0.2.18,<0.3",  # indexed data pipelines
         "transformers>=5.23,<6",  # tokenizers; the format that weights are exchanged in
+        "jinja2>=3.1",  # chat templates, which transformers renders with it
         "huggingface_hub>=1",  # published weights by id
         "jaxtyping>=0.3",  # shapes in signatures
         "pydantic>=2.14,<3",  # typed config with good errors

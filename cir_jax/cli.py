@@ -1,4 +1,4 @@
-"""Command line: cir-jax train | eval | import-hf | export-hf | train-tokenizer | bench."""
+"""Command line: cir-jax train | eval | chat | import-hf | export-hf | train-tokenizer | bench."""
 
 import argparse
 import contextlib
@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     _add_overrides(evaluate)
     evaluate.set_defaults(run=_eval)
+
+    _add_chat(commands)
 
     importer = commands.add_parser(
         "import-hf",
@@ -151,6 +153,86 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_chat(commands) -> None:
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a model, with its programs run",
+        description="Answers questions, one a line, from the terminal or a pipe: text as it is "
+        "sampled, programs run, their outputs put back. The prompt of a turn is the conversation "
+        "so far. /reset forgets it, /exit or Ctrl-D ends, Ctrl-C stops an answer.",
+    )
+    chat.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run directory (its newest checkpoint; raw prompts, as in training), or Hugging Face "
+        "directory (package:NAME for one that is shipped; in its chat template if it has one, "
+        "thinking disabled)",
+    )
+    chat.add_argument("--tokenizer", metavar="DIR", help="of weights that have none with them")
+    chat.add_argument(
+        "--template",
+        metavar="TEXT",
+        help="of a question's text, in which {question} is replaced (default: the run's "
+        "data.template; {question} in a chat template, else that and a newline)",
+    )
+    chat.add_argument("--system", metavar="TEXT", help="system message of the chat template")
+    chat.add_argument("--raw", action="store_true", help="no chat template")
+    of_run = "(default: the run's, else {})"
+    for name, kind, default, meaning in (
+        ("temperature", _not_negative, "1", "divides the logits; 0 is greedy"),
+        ("top-p", _share, "1", "nucleus that is sampled from; 1 is all"),
+        ("top-k", _count, "0", "most likely tokens that are sampled from; 0 is all"),
+        ("min-p", _part, "0", "least probability, as a share of the most likely token's"),
+        ("max-calls", _count, "5", "programs an answer; a run's: as in its evaluation"),
+        ("max-new", _positive, "4096", "tokens of an answer, outputs of programs included"),
+        ("timeout", _above_zero, "5", "seconds of a program"),
+    ):
+        chat.add_argument(
+            f"--{name}", type=kind, metavar="N", help=f"{meaning} {of_run.format(default)}"
+        )
+    chat.add_argument(
+        "--context",
+        type=_positive,
+        metavar="N",
+        help="tokens of a conversation (default: 4096, or fewer if the model has fewer)",
+    )
+    chat.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help=f"of decoding {of_run.format('float32')}"
+    )
+    chat.add_argument(
+        "--seed", type=_count, default=0, metavar="N", help="of all random numbers (default: 0)"
+    )
+    chat.set_defaults(run=_chat)
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0")
+    return number
+
+
+def _part(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0 and at most 1")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0")
+    return number
+
+
 def _share(text: str) -> float:
     number = float(text)
     if not 0 < number <= 1:
@@ -205,6 +287,13 @@ def _eval(args: argparse.Namespace) -> int:
     from cir_jax.train.loop import evaluate_run
 
     evaluate_run(cfg, args.run_dir, Display())
+    return 0
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from cir_jax.chat.session import Options, chat
+
+    chat(Options(**{k: v for k, v in vars(args).items() if k != "run"}))
     return 0
 
 

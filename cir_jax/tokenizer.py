@@ -7,6 +7,7 @@ re-encoded: what was sampled stays as sampled.
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -76,11 +77,52 @@ class Tokenizer:
         )
         self.size = len(self._hf)
         self.eos_id = self._hf.convert_tokens_to_ids(END_OF_TEXT)
+        # What ends a response: an instruct model's own token is that of a turn's end.
+        self.end_ids = tuple(sorted({self.eos_id, self._hf.eos_token_id}))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text in Unicode's form NFC, as Qwen2.5 has it; the names of special and
         other added tokens in it are ordinary characters."""
         return self._plain.encode(text, add_special_tokens=False).ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._hf.chat_template is not None
+
+    def chat_turn(self, text: str, *, system: str | None = None, is_first: bool) -> list[int]:
+        """A user's turn in the chat template: ids up to where the model's answer begins.
+
+        The first turn of a conversation begins with the system's message, the given one or the
+        template's own if it has one. Any other begins with what closes the answer before it.
+        Special tokens are the template's alone: `text` and `system` are encoded as `encode` does.
+        Thinking is disabled in templates that know of it (Qwen3).
+        Raises ValueError if the template fails, or does not hold the messages as they are.
+        """
+        from jinja2 import TemplateError
+
+        turns = [("user", text)] if is_first else [("user", ""), ("assistant", ""), ("user", text)]
+        turns = ([("system", system)] if is_first and system else []) + turns
+        # Stand-ins for the messages, of a private use area: the template's parts lie between.
+        messages = [
+            {"role": role, "content": f"\ue000{n}\ue001"} for n, (role, _) in enumerate(turns)
+        ]
+        try:
+            rendered = self._hf.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except TemplateError as error:
+            raise ValueError(f"{self.directory}: its chat template fails: {error}") from error
+        parts = re.split("\ue000([0-9]+)\ue001", rendered)
+        if parts[1::2] != [str(n) for n in range(len(turns))]:
+            raise ValueError(f"{self.directory}: its chat template leaves out or moves messages")
+        # Of a later turn, what follows the answer.
+        ids = []
+        for n, part in enumerate(parts if is_first else parts[4:]):
+            ids += self.encode(turns[int(part)][1]) if n % 2 else self._with_special(part)
+        return ids
+
+    def _with_special(self, text: str) -> list[int]:
+        return self._hf.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids; padding rows of an embedding table beyond the tokenizer's size are empty."""

@@ -25,8 +25,8 @@ ALLOWED = (
         "__init__": set(),
     }
     | dict.fromkeys(
-        ("aot", "bench", "cli"),
-        BASE | STAGES | {"rollout", "evals", "report", "train", "aot", "bench"},
+        ("aot", "bench", "chat", "cli"),
+        BASE | STAGES | {"rollout", "evals", "report", "train", "aot", "bench", "chat"},
     )
 )
 

@@ -160,3 +160,24 @@ def test_training_reproduces_the_shipped_files(tmp_path):
     cfg = configs.load(ROOT / "configs/quickstart_sft.toml", ["sft.num_trajectories=3000"])
     train_tokenizer(cfg, tmp_path)
     assert read_files(tmp_path) == read_files(SHIPPED)
+
+
+def test_chat_turns_are_those_of_transformers(qwen):
+    """Texts encoded between the template's parts, or all at once: the same ids."""
+    said = [
+        {"role": "user", "content": "How many, then?"},
+        {"role": "assistant", "content": "42."},
+        {"role": "user", "content": "```\nWhy?\n```"},
+    ]
+
+    def together(messages):
+        text = qwen._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return qwen._hf.encode(text, add_special_tokens=False)
+
+    first = qwen.chat_turn(said[0]["content"], is_first=True)
+    assert first == together(said[:1])
+    answer = qwen.encode(said[1]["content"])
+    assert first + answer + qwen.chat_turn(said[2]["content"], is_first=False) == together(said)
+    system = {"role": "system", "content": "Be brief."}
+    briefly = qwen.chat_turn(said[0]["content"], system=system["content"], is_first=True)
+    assert briefly == together([system, said[0]])

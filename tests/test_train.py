@@ -16,6 +16,7 @@ from models_table import ONE_DEVICE_FLAGS
 
 from cir_jax import config as configs
 from cir_jax import metrics
+from cir_jax.chat.source import find_source
 from cir_jax.train import loop
 from cir_jax.train.display import Display
 
@@ -146,6 +147,20 @@ def test_eval_reproduces_the_last_row(first):
     result = loop.evaluate_run(configs.load_run(first), first, Display())
     last = [r for r in metrics.read(first) if r["kind"] == "eval"][-1]
     assert {k: last[k] for k in result.summary} == result.summary
+
+
+def test_chat_finds_the_newest_weights_of_a_run(first, tmp_path):
+    """The same as export-hf writes, and the run's settings; of weights alone no prompt's form."""
+    cfg = tiny(first)
+    loop.export_run(cfg, first, tmp_path / "hf")
+    run, exported = find_source(str(first)), find_source(str(tmp_path / "hf"))
+    assert run.model == exported.model == cfg.model
+    assert (run.rollout, run.sandbox, run.template) == (cfg.rollout, cfg.sandbox, cfg.data.template)
+    # The largest of the schedule's budgets, 1, 2 and 3.
+    assert (run.max_calls, run.dtype, run.may_chat) == (3, "float32", False)
+    assert exported.may_chat and exported.tokenizer == tmp_path / "hf"
+    mesh = loop.meshes.make_mesh(cfg.mesh)
+    jax.tree.map(np.testing.assert_array_equal, run.load(mesh), exported.load(mesh))
 
 
 def test_run_dir_is_not_overwritten(first):

@@ -19,8 +19,6 @@ from cir_jax.rollout.sampling import Sampling, row_keys
 from cir_jax.train.state import init_params
 
 SEGMENT_STEPS = 64
-# No token's id: nothing ends a row before its last token.
-_NO_EOS = -1
 
 
 def start(
@@ -54,7 +52,7 @@ def start(
             jnp.int32(slots),
             cfg=cfg,
             steps=SEGMENT_STEPS,
-            eos_id=_NO_EOS,
+            end_ids=(),
             prefill_rows=shape.prefill_rows,
             prefill_chunk=shape.prefill_chunk,
         )

@@ -121,7 +121,7 @@ def make_slots(*, cfg: ModelConfig, dtype: str, num_slots: int, length: int) -> 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("cfg", "steps", "eos_id", "prefill_rows", "prefill_chunk"),
+    static_argnames=("cfg", "steps", "end_ids", "prefill_rows", "prefill_chunk"),
     donate_argnums=1,
 )
 def advance(
@@ -134,7 +134,7 @@ def advance(
     *,
     cfg: ModelConfig,
     steps: int,
-    eos_id: int,
+    end_ids: tuple[int, ...],
     prefill_rows: int,
     prefill_chunk: int,
 ) -> tuple[Slots, Report]:
@@ -143,7 +143,7 @@ def advance(
     The segment ends early when no row runs, and when more than max_stopped rows have come to
     wait, or to an end while rows are queued.
 
-    params: as `qwen.for_decoding` makes them.
+    params: as `qwen.for_decoding` makes them. end_ids: tokens that end a row.
     forced_BF: the token to write at each position, or below 0, or beyond F, a sampled one.
     prefill_rows, prefill_chunk: text goes in so many rows of a device and tokens at a time.
     """
@@ -153,7 +153,7 @@ def advance(
         slots = _put_in(params, cfg, slots, work, prefill_rows, prefill_chunk)
         slots = _copy_prompts(slots, work, prefill_rows)
         queued = meshes.sum_rows(jnp.sum(work.queued))
-        return _decode(params, cfg, slots, table, forced, max_stopped, queued, steps, eos_id)
+        return _decode(params, cfg, slots, table, forced, max_stopped, queued, steps, end_ids)
 
     axes = (qwen.decoding_axes(params, cfg), _SLOTS_AXES, _WORK_AXES, (None, None), _ROWS, ())
     run = meshes.over_rows(local, axes, (_SLOTS_AXES, _REPORT_AXES))
@@ -268,7 +268,7 @@ def _copy_prompts(slots: Slots, work: Work, size: int) -> Slots:
 
 
 def _decode(
-    params, cfg, slots: Slots, table_QV, forced_BF, max_stopped, queued, steps: int, eos_id: int
+    params, cfg, slots: Slots, table_QV, forced_BF, max_stopped, queued, steps, end_ids
 ) -> tuple[Slots, Report]:
     B = len(slots.length)
     S = slots.cache.length
@@ -313,7 +313,7 @@ def _decode(
         called = (fence_state == fence.CALL) & (slots.calls_left > 0)
         status = jnp.where(called, WAITING, RUNNING)
         status = jnp.where(length >= slots.max_length, FULL, status)
-        status = jnp.where(token == eos_id, EOS, status)
+        status = jnp.where(jnp.isin(token, jnp.array(end_ids, jnp.int32)), EOS, status)
         slots = slots._replace(
             cache=cache,
             last_id=jnp.where(runs, token, slots.last_id),

@@ -93,16 +93,19 @@ class Engine:
         sampling: Sampling | Sequence[Sampling],
         phase: str,
         step: int,
+        prompts: Sequence[list[int]] | None = None,
         on_tokens: OnTokens | None = None,
     ) -> tuple[list[list[Trajectory]], RolloutStats]:
         """`samples` trajectories of each problem, [P][G].
 
+        prompts: ids of each problem's prompt, if not those of the template with its question.
         sampling: of all problems, or of each. Of several processes, which all are given the same
         problems, each returns its own: an equal share, in order.
 
         A token depends on (seed, phase, step, index of the problem, sample, position) and the
         weights alone; wall-clock limits, where a row hits one, end it wherever it is. Raises
-        RuntimeError if the sandbox itself fails.
+        RuntimeError if the sandbox itself fails. What `on_tokens` raises, or a KeyboardInterrupt,
+        leaves the engine as it was; programs that run then go on in the sandbox.
         """
         each = [sampling] * len(problems) if isinstance(sampling, Sampling) else list(sampling)
         mine = _own_share(len(problems))
@@ -110,7 +113,7 @@ class Engine:
         keys = row_keys(self.seed, phase, step, n // samples, n % samples)
         rows = []
         for p in mine:
-            prompt = self.prompt_ids(problems[p])
+            prompt = self.prompt_ids(problems[p], None if prompts is None else prompts[p])
             limit, limited_by = self._limit(len(prompt))
             rows += [
                 Row(
@@ -179,8 +182,11 @@ class Engine:
         """The parameters as decoding uses them, and their model."""
         return self._cast(params), self.model.model_copy(update={"lora": None})
 
-    def prompt_ids(self, problem: Problem) -> list[int]:
-        ids = self.tokenizer.encode(prompt_text(self._template, problem))
+    def prompt_ids(self, problem: Problem, given: list[int] | None = None) -> list[int]:
+        """The given ids, or those of the template; ValueError if they are too many."""
+        ids = given
+        if ids is None:
+            ids = self.tokenizer.encode(prompt_text(self._template, problem))
         if len(ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens={self.max_prompt_tokens}: the prompt of problem "
@@ -227,7 +233,7 @@ class _Run:
         # This process's slots, and which of them share a device.
         self.num_slots = self.cfg.slots // jax.process_count()
         self.per_device = self.cfg.slots // meshes.num_row_shards()
-        self.max_stopped = jnp.int32(self.cfg.return_share * self.cfg.slots)
+        self.max_stopped = jnp.int32(int(self.cfg.return_share * self.cfg.slots))
         self.idle_work = self._no_work()
         width = engine.max_length if any(row.recorded for row in rows) else 1
         self.forced = np.full((self.num_slots, width), -1, np.int32)
@@ -310,7 +316,7 @@ class _Run:
             self.max_stopped,
             cfg=self.model,
             steps=self.cfg.segment_steps,
-            eos_id=self.engine.tokenizer.eos_id,
+            end_ids=self.engine.tokenizer.end_ids,
             prefill_rows=-(-self.cfg.prefill_rows // meshes.num_row_shards()),
             prefill_chunk=self.cfg.prefill_chunk,
         )
@@ -346,7 +352,7 @@ class _Run:
                 ids = self.engine.tokenizer.encode(text)
                 count = row.write(ids, Author.TOOL)
                 row.calls.append(Call(code, result, count))
-                row.turn, row.pending, row.outgoing = row.length, None, ids
+                row.turn, row.pending, row.outgoing = row.length, None, ids[:count]
                 row.state = State.RUNNING
                 if self.on_tokens:
                     self.on_tokens(row, row.ids[row.length - count : row.length], Author.TOOL)
@@ -404,12 +410,12 @@ class _Run:
         report = meshes.own_rows(report)
         self.device_done = time.perf_counter()
         for slot, row in rows.items():
-            # Text that went in later is not part of this report, nor is a row of its own past.
-            if row.state is State.DONE or row.since > launch and row.state is not State.ENDING:
-                continue
-            begin, end = report.begin[slot], report.length[slot]
-            if row.state is State.RUNNING or row.since > launch:
-                self._take(row, begin, report.ids[slot], report.logp[slot], end - begin)
+            # Text that went in later is not part of this report, and rows may be done by now.
+            ran = row.state is State.RUNNING and row.since <= launch
+            ran_until_ended = row.state is State.ENDING and row.since > launch
+            if ran or ran_until_ended:
+                count = report.length[slot] - report.begin[slot]
+                self._take(row, report.begin[slot], report.ids[slot], report.logp[slot], count)
                 self._react(slot, row, report.status[slot])
             if row.state is State.ENDING and row.since <= launch + 1:
                 self._finish(slot, row)
@@ -481,12 +487,12 @@ def _check_followed(row: Row) -> None:
 
 
 def model_turns(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
-    """The stretches of text that the model wrote, in order, without the end-of-text token."""
+    """The stretches of text that the model wrote, in order, without the token that ended it."""
     authors = trajectory.author
     edges = np.flatnonzero(np.diff(authors, prepend=-1, append=-1))
     spans = zip(edges[:-1], edges[1:], strict=True)
     return [
-        tokenizer.decode([i for i in trajectory.ids[a:b] if i != tokenizer.eos_id])
+        tokenizer.decode([i for i in trajectory.ids[a:b] if i not in tokenizer.end_ids])
         for a, b in spans
         if authors[a] == Author.MODEL
     ]

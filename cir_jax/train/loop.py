@@ -365,10 +365,15 @@ def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
 
 def export_run(cfg: Config, run_dir: Path, out: Path) -> None:
     """A run's newest weights as a Hugging Face directory."""
-    mesh = meshes.make_mesh(cfg.mesh)
+    params = newest_params(cfg, run_dir, meshes.make_mesh(cfg.mesh))
+    hf.export(params, cfg.model, out, configs.asset_dir(cfg.tokenizer))
+
+
+def newest_params(cfg: Config, run_dir: Path, mesh: Mesh) -> qwen.Params:
+    """Of a run's newest checkpoint; ConfigError if there is none."""
     with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint.keep)) as checkpoints:
         state, _ = _saved(newest(cfg, checkpoints, mesh), run_dir)
-    hf.export(state.params, cfg.model, out, configs.asset_dir(cfg.tokenizer))
+    return state.params
 
 
 def _saved(restored: tuple[TrainState, Place] | None, run_dir: Path) -> tuple[TrainState, Place]:
