@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
-from cir_jax.config import Config, ConfigError
+from cir_jax.config import Config, ConfigError, SandboxConfig
 from cir_jax.data import tasks
 
 # Exit codes: 2 is also argparse's own; 130 is a shell's for SIGINT.
@@ -150,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="interpreter that has Tunix (default: this one)",
     )
     decode.set_defaults(run=_bench_decode)
+    _add_bench_rollout(benches)
     return parser
 
 
@@ -217,6 +218,55 @@ def _part(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 0 and at most 1")
     return number
+
+
+def _add_bench_rollout(benches) -> None:
+    rollout = benches.add_parser(
+        "rollout",
+        help="rows with calls, against a schedule in rounds",
+        description="Decodes a trace whose turns and programs are of long-tailed lengths twice "
+        "with the same random model and slots: by the engine, and in rounds in which everyone "
+        "waits for the slowest and generation runs past the block, as in CIR's reference. Prints "
+        "a line of JSON for each with rows/s, tokens decoded, the device's idle share and the "
+        "host's work per segment, and one with the ratios. The more rows there are for the slots, "
+        "the less everyone waits for the slowest, and the closer the ratio of rows/s comes to "
+        "that of the tokens decoded.",
+    )
+    rollout.add_argument(
+        "--trace", action="store_true", required=True, help="the kind of measurement; no other"
+    )
+    rollout.add_argument("--preset", default="bench-small", help="model (default: bench-small)")
+    rollout.add_argument("--slots", type=_positive, default=64, help="(default: 64)")
+    rollout.add_argument(
+        "--rows", type=_positive, default=64, help="responses that begin together (default: 64)"
+    )
+    rollout.add_argument(
+        "--batches",
+        type=_positive,
+        default=3,
+        help="so many of these, one after the other, each by both schedules in turn (default: 3)",
+    )
+    rollout.add_argument("--seed", type=int, default=0, help="of the trace (default: 0)")
+    rollout.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    for name, p50, p99, of in (
+        ("turn", 32.0, 320.0, "a model turn's tokens"),
+        ("latency", 0.03, 3.0, "a program's seconds"),
+    ):
+        rollout.add_argument(
+            f"--{name}",
+            nargs=2,
+            type=_above_zero,
+            default=(p50, p99),
+            metavar=("P50", "P99"),
+            help=f"median and 99th percentile of {of} (default: {p50:g} {p99:g})",
+        )
+    rollout.add_argument(
+        "--response",
+        type=_positive,
+        default=512,
+        help="model and tool tokens a response at most (default: 512)",
+    )
+    rollout.set_defaults(run=_bench_rollout)
 
 
 def _above_zero(text: str) -> float:
@@ -371,6 +421,28 @@ def _bench_decode(args: argparse.Namespace) -> int:
             rounds=args.rounds,
             against=others.get(args.against, [args.against]),
             python=args.python,
+        )
+    return 0
+
+
+def _bench_rollout(args: argparse.Namespace) -> int:
+    from cir_jax.bench.rollout import bench_rollout
+    from cir_jax.bench.trace import Lognormal, Trace
+
+    with _one_line_errors("bench rollout"):
+        bench_rollout(
+            model=args.preset,
+            slots=args.slots,
+            rows=args.rows,
+            batches=args.batches,
+            seed=args.seed,
+            dtype=args.dtype,
+            trace=Trace(
+                turn=Lognormal(*args.turn),
+                latency_s=Lognormal(*args.latency),
+                max_response=args.response,
+                timeout_s=SandboxConfig().timeout_s,
+            ),
         )
     return 0
 

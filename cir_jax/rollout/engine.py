@@ -11,6 +11,7 @@ or running anywhere, is in each segment's report.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -23,8 +24,17 @@ import numpy as np
 from cir_jax import mesh as meshes
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
-from cir_jax.records import Author, Call, Problem, StopReason, Trajectory, prompt_text
+from cir_jax.records import (
+    Author,
+    Call,
+    ExecResult,
+    Problem,
+    StopReason,
+    Trajectory,
+    prompt_text,
+)
 from cir_jax.rollout import decode, fence
+from cir_jax.rollout.playback import Playback, at_once
 from cir_jax.rollout.rows import Row, State
 from cir_jax.rollout.sampling import PLAIN, Sampling, row_keys
 from cir_jax.sandbox.pool import Sandbox
@@ -135,13 +145,16 @@ class Engine:
         return [done[i : i + samples] for i in groups], stats
 
     def replay(
-        self, params: qwen.Params, recorded: Sequence[Trajectory]
+        self, params: qwen.Params, recorded: Sequence[Trajectory], *, real_time: bool = False
     ) -> tuple[list[Trajectory], RolloutStats]:
         """The recorded trajectories again, with these weights' log-probabilities.
 
         Model tokens are forced, and calls, noticed as they were, get the results on record: no
-        program runs. Log-probabilities are those at temperature 1. Raises ValueError where a
-        trajectory cannot be followed: its tokens are not what this engine makes of its calls.
+        program runs. real_time: each result comes as long after its call as its program had
+        taken (`wall_s`); else at once. Log-probabilities are those at temperature 1.
+
+        Raises ValueError where a trajectory cannot be followed: its tokens are not what this
+        engine makes of its calls.
         """
         longest = max((len(trajectory.ids) for trajectory in recorded), default=0)
         if longest > self.max_length:
@@ -162,8 +175,9 @@ class Engine:
             )
             for i in _own_share(len(recorded))
         ]
-        done, stats = _Run(self, params, rows, "replay", 0, None).run()
-        return done, stats
+        with contextlib.ExitStack() as stack:
+            answer = stack.enter_context(Playback()).submit if real_time else at_once
+            return _Run(self, params, rows, "replay", 0, None, answer).run()
 
     @property
     def max_length(self) -> int:
@@ -217,7 +231,10 @@ class _Run:
         phase: str,
         step: int,
         on_tokens: OnTokens | None,
+        answer: Callable[[ExecResult], concurrent.futures.Future] = at_once,
     ):
+        """answer: to a recorded call, given what is on record for it."""
+        self.answer = answer
         self.engine, self.cfg = engine, engine.cfg
         self.params, self.model = engine.decoding_params(params)
         self.phase, self.step, self.on_tokens = phase, step, on_tokens
@@ -450,9 +467,7 @@ class _Run:
             place = (self.engine.seed, self.phase, self.step, row.index, len(row.calls))
             digest = hashlib.blake2b(repr(place).encode(), digest_size=4).digest()
             return self.engine.sandbox.submit(code, seed=int.from_bytes(digest))
-        future = concurrent.futures.Future()
-        future.set_result(row.recorded.calls[len(row.calls)].result)
-        return future
+        return self.answer(row.recorded.calls[len(row.calls)].result)
 
     def _wait_for_work(self) -> None:
         """Until a program of this process is done, or a deadline has come."""
