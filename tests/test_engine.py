@@ -129,6 +129,10 @@ def test_groups_stand_in_order(groups, problems):
 
 
 def test_trajectory_is_prompt_turns_and_tool_outputs(cfg, tokenizer, trajectories):
+    check_parts(cfg, tokenizer, trajectories)
+
+
+def check_parts(cfg, tokenizer, trajectories):
     """Every token is accounted for: the prompt's, the model's, and the put-back of each call."""
     for t in trajectories:
         prompt = tokenizer.encode(t.problem.question + "\n")
@@ -195,18 +199,36 @@ def test_latency_changes_no_bit(cfg, tokenizer, sandbox, params, problems, traje
         assert a.logp.tobytes() == b.logp.tobytes()
 
 
-def test_trainer_recomputes_log_probabilities(cfg, params, trajectories):
-    """Packed forward pass against the decode loop, to 1e-4, after tool outputs as well."""
+def recomputed(cfg, params, trajectories):
+    """Log-probabilities by the packed forward pass, and the batch that has the decode loop's."""
     sequences = [Sequence1D(t.ids, t.author, t.logp) for t in trajectories]
     batch, num_micro = pack(sequences, row_length=cfg.max_length, micro_rows=4, max_micro=10)
-    old = np.asarray(
-        old_logprobs(params, batch, num_micro, np.float32(1.0), cfg=cfg.model, compute=cfg.compute)
+    old = old_logprobs(
+        params, batch, num_micro, np.float32(1.0), cfg=cfg.model, compute=cfg.compute
     )
+    return np.asarray(old), batch
+
+
+def test_trainer_recomputes_log_probabilities(cfg, params, trajectories):
+    """Packed forward pass against the decode loop, to 1e-4, after tool outputs as well."""
+    old, batch = recomputed(cfg, params, trajectories)
     after_tool = np.zeros_like(batch.trained)
     after_tool[:, :, 1:] = batch.trained[:, :, 1:] & ~batch.trained[:, :, :-1]
     after_tool &= batch.positions > cfg.data.max_prompt_tokens
     assert after_tool.sum() > 5
     np.testing.assert_allclose(old[batch.trained], batch.sampler_logp[batch.trained], atol=1e-4)
+
+
+def test_an_int8_cache_samples_whole_trajectories(cfg, tokenizer, sandbox, params, problems):
+    """With room for all rows, so that prompts are copied: calls run, and log-probabilities are
+    the trainer's to 3e-3 on average, ten times what these weights show, but not to 1e-5."""
+    groups = sample(cfg, tokenizer, sandbox, params, problems, slots=40, cache_dtype="int8")
+    trajectories = [t for group in groups for t in group]
+    check_parts(cfg, tokenizer, trajectories)
+    assert sum(len(t.calls) for t in trajectories) > 5
+    old, batch = recomputed(cfg, params, trajectories)
+    off = np.abs(old - batch.sampler_logp)[batch.trained].mean()
+    assert 1e-5 < off < 3e-3
 
 
 def test_budget_bounds_the_calls(cfg, tokenizer, sandbox, params, problems, trajectories):
@@ -301,13 +323,18 @@ def test_a_step_ends_by_its_limit(cfg, tokenizer, params, problems):
         def submit(self, code, *, seed=0):
             return Future()
 
-    groups = sample(cfg, tokenizer, Never(), params, problems, slots=16, step_timeout_s=1.5)
-    rows = [t for group in groups for t in group]
-    assert len(rows) == 40 and "step_time" in {t.stop_reason for t in rows}
-    assert rows[-1].stop_reason == "step_time" and rows[-1].num_response_tokens == 0
-    for t, problem in zip(rows, np.repeat(problems, 4), strict=True):
-        prompt = tokenizer.encode(problem.question + "\n")
-        assert t.ids[: len(prompt)].tolist() == prompt
+    def rows(**limits):
+        groups = sample(cfg, tokenizer, Never(), params, problems, slots=16, **limits)
+        assert [t.problem for group in groups for t in group] == list(np.repeat(problems, 4))
+        return [t for group in groups for t in group]
+
+    begun = rows(step_timeout_s=3.0)
+    late = [t for t in begun if t.stop_reason == "step_time"]
+    assert any("```python" in tokenizer.decode(t.ids) for t in late)
+    assert all(t.calls == () for t in begun)
+    for t in rows(step_timeout_s=1e-6):
+        assert t.stop_reason == "step_time" and t.num_response_tokens == 0
+        assert t.ids.tolist() == tokenizer.encode(t.problem.question + "\n")
 
 
 def test_each_problem_has_settings_of_its_own(

@@ -170,6 +170,46 @@ def test_updates_in_place_write_the_update():
     assert bytes_of(entry, inner, both) == (bare[0] + fused[0], bare[1] + fused[1])
 
 
+@pytest.mark.parametrize(
+    ("aliasing", "written"), [("output_to_operand_aliasing={{}: (0, {})}, ", 10), ("", 100)]
+)
+def test_other_tiles_of_the_same_bytes_are_no_copy(aliasing, written):
+    # A row of 10 bytes is put into 100: in place where a copy before it, in a fusion of its own,
+    # lies where its operand does.
+    tiled = (
+        "retile (p0: s8[10,10]) -> s8[10,10]",
+        """
+  %p0 = s8[10,10]{1,0} parameter(0)
+  ROOT %c = s8[10,10]{1,0} copy(%p0)""",
+    )
+    put = (
+        "put (q0: s8[10,10], q1: s8[1,10], q2: s8[]) -> s8[10,10]",
+        f"""
+  %q0 = s8[10,10]{{1,0}} parameter(0)
+  %q1 = s8[1,10]{{1,0}} parameter(1)
+  %q2 = s8[] parameter(2)
+  %t = s8[10,10]{{1,0}} fusion(%q0), kind=kLoop, {aliasing}calls=%retile
+  ROOT %u = s8[10,10]{{1,0}} dynamic-update-slice(%t, %q1, %q2, %q2)""",
+    )
+    entry = """
+  %x = s8[10,10]{1,0} parameter(0)
+  %row = s8[1,10]{1,0} parameter(1)
+  %i = s8[] parameter(2)
+  ROOT %f = s8[10,10]{1,0} fusion(%x, %row, %i), kind=kLoop, calls=%put"""
+    assert bytes_of(entry, tiled, put)[1] == written
+
+
+def test_collectives_are_listed_with_their_results():
+    # Wherever they lie, without the padding of tiles: 3 x 5 x 4 bytes, and 2 x 3 x 5 x 4.
+    entry = """
+  %x = f32[3,5]{1,0:T(8,128)S(1)} parameter(0)
+  %a = f32[3,5]{1,0:T(8,128)S(1)} all-reduce(%x), to_apply=%add
+  %s = (f32[3,5]{1,0}, f32[6,5]{1,0}) all-gather-start(%a), dimensions={0}
+  ROOT %d = f32[6,5]{1,0} all-gather-done(%s)"""
+    found = hlo.collectives(module(entry))
+    assert [(i.name, size) for i, size in found] == [("a", 60), ("s", 120)]
+
+
 @pytest.mark.parametrize("opcode", ["copy", "convert", "negate"])
 def test_updates_of_something_new_write_it_whole(opcode):
     # The operand is read whole, 400 bytes, with row and index, and a buffer of 400 is written.

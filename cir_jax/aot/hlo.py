@@ -35,10 +35,11 @@ UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is the upda
 ONE_TO_ONE = frozenset(
     ["bitcast", "bitcast-convert", "convert", "copy", "reshape", "reverse", "transpose", *UPDATES]
 )
-# An asynchronous collective is carried from fusion to fusion, as a result of each.
-CARRIED = frozenset(
-    ["all-gather", "all-reduce", "all-to-all", "collective-permute", "parameter", "reduce-scatter"]
+COLLECTIVES = frozenset(
+    ["all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"]
 )
+# An asynchronous collective is carried from fusion to fusion, as a result of each.
+CARRIED = COLLECTIVES | {"parameter"}
 SAME_NUMBER = frozenset(["bitcast", "convert", "copy", "copy-done", "copy-start", "reshape"])
 
 
@@ -51,6 +52,11 @@ class Array:
     tiles: tuple[tuple[int, ...], ...]
     bits: int
     space: int
+
+    @property
+    def data_bytes(self) -> int:
+        """Of its elements, wherever they lie."""
+        return math.prod(self.dims) * self.bits // 8
 
     @property
     def hbm_bytes(self) -> int:
@@ -249,7 +255,11 @@ def _open(module: Module, instruction: Instruction, operands: tuple[_Node, ...])
             if i.opcode == "parameter":
                 nodes[i] = operands[int(i.arguments)]
             else:
-                nodes[i] = _open(module, i, tuple(nodes[x] for x in i.operands))
+                node = _open(module, i, tuple(nodes[x] for x in i.operands))
+                in_place = i.opcode == "fusion" and "output_to_operand_aliasing" in i.attributes
+                # A copy inside of a fusion that lies where its operand does has other tiles of the
+                # same bytes.
+                nodes[i] = node.operands[0] if in_place and node.opcode == "copy" else node
         return nodes[computation.root]
     if instruction.index is not None and operands[0].opcode == "tuple":
         return operands[0].operands[instruction.index]
@@ -424,6 +434,17 @@ def large_writes(module: Module, at_least_bytes: int, *, loop: str | None) -> li
 
     found = _walk(module, module.body(loop), 1, lambda _: 1, every)
     return [a for a in found if a.written >= at_least_bytes]
+
+
+def collectives(module: Module) -> list[tuple[Instruction, int]]:
+    """Every collective in the program and the bytes of its result, wherever it lies."""
+    found = [
+        i
+        for computation in module.computations.values()
+        for i in computation.instructions
+        if i.opcode.removesuffix("-start") in COLLECTIVES
+    ]
+    return [(i, sum(x.data_bytes for x in _leaves(i.result))) for i in found]
 
 
 def _walk(

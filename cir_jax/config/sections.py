@@ -130,6 +130,10 @@ class RolloutConfig(Section):
     """Rows whose prompts or tool outputs go through the model together."""
     prefill_chunk: PositiveInt = 64
     """Tokens of each of them at a time."""
+    cache_dtype: Literal["compute", "int8"] = "compute"
+    """Type in which decoding keeps keys and values: compute.dtype, or int8 with one scale for each
+    vector, about half of bfloat16's memory; no entry is off by more than a 254th of its vector's
+    largest, so log-probabilities are not quite those of the trainer."""
 
     @pydantic.field_validator("max_calls", mode="wrap")
     @classmethod

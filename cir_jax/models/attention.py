@@ -84,9 +84,18 @@ def attend_cached(
     Source: arXiv:1805.02867, algorithm 3; FlashAttention, arXiv:2205.14135, algorithm 1.
     """
     B, T, N, H = q_BTNH.shape
-    K = cache.k_LBKSH.shape[2]
+    K = cache.shape[2]
     q_BKRTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     last = jnp.max(jnp.where(positions_BT < cache.length, positions_BT, 0))
+    scales = cache.scales(layer, rows_B)
+
+    def scaled(x_BKRTS, which, number):
+        """What is multiplied with stored vectors, by their scales: cheaper than the vectors."""
+        if scales is None:
+            return x_BKRTS
+        start = number * cache.block
+        scale_BKS = jax.lax.dynamic_slice_in_dim(scales[which], start, cache.block, axis=2)
+        return x_BKRTS * scale_BKS[:, :, None, None]
 
     def block(number, carry):
         top, total, sums = carry
@@ -96,13 +105,14 @@ def attend_cached(
         )
         at = number * cache.block + jnp.arange(cache.block)
         seen_BTS = at[None, None, :] <= positions_BT[:, :, None]
-        scores = jnp.where(seen_BTS[:, None, None], scores * H**-0.5, _UNSEEN)
+        scores = scaled(scores * H**-0.5, 0, number)
+        scores = jnp.where(seen_BTS[:, None, None], scores, _UNSEEN)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
         weights = jnp.where(seen_BTS[:, None, None], jnp.exp(scores - new_top), 0.0)
         before = jnp.exp(top - new_top)
         added = jnp.einsum(
             "BKRTS,BKSH->BKRTH",
-            weights.astype(v_BKSH.dtype),
+            scaled(weights, 1, number).astype(v_BKSH.dtype),
             v_BKSH,
             preferred_element_type=jnp.float32,
         )

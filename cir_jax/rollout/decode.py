@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from cir_jax import mesh as meshes
 from cir_jax.config import ModelConfig
 from cir_jax.models import logprob, qwen
-from cir_jax.models.cache import Cache, make_cache
+from cir_jax.models.cache import Cache, cache_axes, make_cache
 from cir_jax.rollout import fence
 from cir_jax.rollout.sampling import PLAIN, Sampling, sample
 
@@ -86,17 +86,19 @@ class Report(NamedTuple):
 # Logical axes of each array.
 _ROW, _ROWS = ("batch",), ("batch", None)
 _SAMPLING = Sampling(*[_ROW] * len(Sampling._fields))
-_CACHE_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")
-_SLOTS_AXES = Slots(*[_ROW] * len(Slots._fields))._replace(
-    cache=Cache(_CACHE_AXES, _CACHE_AXES), keys=_ROWS, sampling=_SAMPLING
-)
 _WORK_AXES = Work(*[_ROW] * len(Work._fields))._replace(keys=_ROWS, sampling=_SAMPLING, ids=_ROWS)
 _REPORT_AXES = Report(_ROW, _ROW, _ROW, _ROWS, _ROWS, num_running=(), num_left=())
 
 
+def slots_axes(dtype: str) -> Slots:
+    """dtype: of the cache."""
+    axes = Slots(*[_ROW] * len(Slots._fields))
+    return axes._replace(cache=cache_axes(dtype), keys=_ROWS, sampling=_SAMPLING)
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype", "num_slots", "length"))
 def make_slots(*, cfg: ModelConfig, dtype: str, num_slots: int, length: int) -> Slots:
-    """Empty slots of at least this length, their cache in the given type."""
+    """Empty slots of at least this length, their cache as `make_cache` makes it."""
 
     def zeros(dtype) -> Array:
         return jnp.zeros(num_slots, dtype)
@@ -115,7 +117,7 @@ def make_slots(*, cfg: ModelConfig, dtype: str, num_slots: int, length: int) -> 
         ),
     )
     return jax.tree.map(
-        lambda axes, x: meshes.constrain(x, *axes), _SLOTS_AXES, slots, is_leaf=meshes.is_axes
+        lambda axes, x: meshes.constrain(x, *axes), slots_axes(dtype), slots, is_leaf=meshes.is_axes
     )
 
 
@@ -151,12 +153,13 @@ def advance(
     def local(params, slots, work, table, forced, max_stopped):
         slots = _enter(slots, work)
         slots = _put_in(params, cfg, slots, work, prefill_rows, prefill_chunk)
-        slots = _copy_prompts(slots, work, prefill_rows)
+        slots = _copy_prompts(slots, work)
         queued = meshes.sum_rows(jnp.sum(work.queued))
         return _decode(params, cfg, slots, table, forced, max_stopped, queued, steps, end_ids)
 
-    axes = (qwen.decoding_axes(params, cfg), _SLOTS_AXES, _WORK_AXES, (None, None), _ROWS, ())
-    run = meshes.over_rows(local, axes, (_SLOTS_AXES, _REPORT_AXES))
+    of_slots = slots_axes(slots.cache.dtype)
+    axes = (qwen.decoding_axes(params, cfg), of_slots, _WORK_AXES, (None, None), _ROWS, ())
+    run = meshes.over_rows(local, axes, (of_slots, _REPORT_AXES))
     return run(params, slots, work, fence_table_QV, forced_BF, max_stopped)
 
 
@@ -190,6 +193,7 @@ def _groups(
     return rows, meshes.max_rows((jnp.sum(chosen_B) + size - 1) // size)
 
 
+@jax.named_scope("put_in")
 def _put_in(
     params: qwen.Params, cfg: ModelConfig, slots: Slots, work: Work, size: int, chunk_size: int
 ) -> Slots:
@@ -247,26 +251,25 @@ def _last(work: Work) -> Int[Array, " B"]:
     return work.ids[jnp.arange(len(work.count)), jnp.maximum(work.count - 1, 0)]
 
 
-def _copy_prompts(slots: Slots, work: Work, size: int) -> Slots:
+@jax.named_scope("copy_prompts")
+def _copy_prompts(slots: Slots, work: Work) -> Slots:
     """Prompts that another row of the device holds, and their keys and values, bit by bit."""
-    B, T = work.ids.shape
-    R = min(size, B)
     copies = work.source >= 0
-    rows, num_groups = _groups(copies, R)
+    length = min(work.ids.shape[1], slots.cache.length)
+    targets = jnp.argsort(~copies)
 
-    def group(g, cache):
-        targets_R = jax.lax.dynamic_slice(rows, (g * R,), (R,))
-        sources_R = work.source.at[targets_R].get(mode="fill", fill_value=0)
-        return cache.copy_rows(sources_R, targets_R, min(T, cache.length))
+    def copy(n, cache):
+        return cache.copy_row(work.source[targets[n]], targets[n], length)
 
     return slots._replace(
-        cache=jax.lax.fori_loop(0, num_groups, group, slots.cache),
+        cache=jax.lax.fori_loop(0, jnp.sum(copies), copy, slots.cache),
         last_id=jnp.where(copies, _last(work), slots.last_id),
         length=jnp.where(copies, work.count, slots.length),
         status=jnp.where(copies, RUNNING, slots.status).astype(jnp.int8),
     )
 
 
+@jax.named_scope("decode")
 def _decode(
     params, cfg, slots: Slots, table_QV, forced_BF, max_stopped, queued, steps, end_ids
 ) -> tuple[Slots, Report]:

@@ -80,13 +80,13 @@ class Engine:
         dtype: str,
         seed: int,
     ):
-        """dtype: of decoding and its cache, a name of numpy's."""
+        """dtype: of decoding, and of its cache unless the config has another; a name of numpy's."""
         self.model = model
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.sandbox = sandbox
         self.max_prompt_tokens = max_prompt_tokens
-        self.dtype = dtype
+        self.cache_dtype = dtype if cfg.cache_dtype == "compute" else cfg.cache_dtype
         self.seed = seed
         self.boundary = fence.BOUNDARIES[cfg.boundary]
         self.table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size, self.boundary))
@@ -243,7 +243,7 @@ class _Run:
         self.rows: dict[int, Row] = {}
         self.slots = decode.make_slots(
             cfg=self.model,
-            dtype=engine.dtype,
+            dtype=engine.cache_dtype,
             num_slots=self.cfg.slots,
             length=engine.max_length,
         )

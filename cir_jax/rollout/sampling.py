@@ -51,6 +51,7 @@ def row_keys(
     return np.asarray(jax.random.key_data(fold(jnp.asarray(problems), jnp.asarray(samples))))
 
 
+@jax.named_scope("sample")
 def sample(
     logits_VB: Float[Array, "V B"],
     keys_B2: UInt32[Array, "B 2"],
