@@ -14,9 +14,9 @@ from cir_jax.bench import rollout
 from cir_jax.bench.trace import PROMPT_TOKENS, Lognormal, Trace, TraceRow, Writer
 from cir_jax.config import PRESETS, ModelConfig, RolloutConfig
 from cir_jax.records import Author, ExecResult
-from cir_jax.rollout import engine as engines
-from cir_jax.rollout.engine import Engine, RolloutStats
+from cir_jax.rollout.engine import Engine
 from cir_jax.rollout.playback import Playback
+from cir_jax.rollout.schedule import RolloutStats, Schedule
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train.state import init_params
 
@@ -129,13 +129,13 @@ def test_replay_in_real_time_waits_for_what_was_slow(engine, params, writer, mon
     """A row whose program took 2 s ends after these; one that calls nothing ends before."""
     rows = [TraceRow((20, 20), (2.0,)), TraceRow((100,), ())]
     responses = [writer.response(row, i, 0) for i, row in enumerate(rows)]
-    finish, finished = engines._Run._finish, {}
+    finish, finished = Schedule._finish, {}
 
     def noting(run, slot, row):
         finished[row.index] = time.perf_counter()
         finish(run, slot, row)
 
-    monkeypatch.setattr(engines._Run, "_finish", noting)
+    monkeypatch.setattr(Schedule, "_finish", noting)
     engine.replay(params, responses)  # compiles
     start = time.perf_counter()
     done, stats = engine.replay(params, responses, real_time=True)

@@ -38,7 +38,8 @@ from cir_jax import mesh as meshes
 from cir_jax.bench.trace import PROMPT_TOKENS, Trace, TraceRow, Writer
 from cir_jax.config import MeshConfig, RolloutConfig, preset
 from cir_jax.models import qwen
-from cir_jax.rollout.engine import Engine, RolloutStats
+from cir_jax.rollout.engine import Engine
+from cir_jax.rollout.schedule import RolloutStats
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train.state import init_params

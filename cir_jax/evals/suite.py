@@ -7,8 +7,9 @@ from cir_jax.evals.codestats import accuracy_by_task, code_stats
 from cir_jax.models.qwen import Params
 from cir_jax.records import Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
-from cir_jax.rollout.engine import Engine, RolloutStats, model_turns
+from cir_jax.rollout.engine import Engine, model_turns
 from cir_jax.rollout.sampling import GREEDY
+from cir_jax.rollout.schedule import RolloutStats
 from cir_jax.tokenizer import Tokenizer
 
 
