@@ -35,6 +35,7 @@ setup(
             "pytest>=9",
             "hypothesis>=6",  # random token streams
             "beartype>=0.20",  # checks the shapes in signatures
+            "pebble>=5",  # the pool that `bench sandbox` is compared with
             "ruff==0.17.6",  # style; its formatting changes between versions
             "safetensors>=0.8",  # the reference reader and writer of the weights' format
             "torch==2.13.0",  # the reference implementation that parity tests compare with

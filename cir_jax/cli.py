@@ -1,7 +1,8 @@
-"""Command line: cir-jax train | eval | chat | import-hf | export-hf | train-tokenizer | bench."""
+"""Command line: cir-jax train | eval | chat | import-hf | ... | run | doctor | bench."""
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from cir_jax import config as configs
 from cir_jax.config import Config, ConfigError, SandboxConfig
 from cir_jax.data import tasks
+from cir_jax.sandbox.errors import SandboxError
 
 # Exit codes: 2 is also argparse's own; 130 is a shell's for SIGINT.
 EXIT_CONFIG = 2
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except ConfigError as error:
+    except (ConfigError, SandboxError) as error:
         print(f"cir-jax: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except KeyboardInterrupt:
@@ -97,6 +99,34 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(tokenizer)
     tokenizer.set_defaults(run=_train_tokenizer)
 
+    runner = commands.add_parser(
+        "run",
+        help="run one program in the sandbox",
+        description="Runs FILE in the sandbox and prints what a model would read of it. Its "
+        "status and time go to stderr. The exit status is 0 if the program's was.",
+    )
+    runner.add_argument("file", metavar="FILE.py", type=Path, help="program; - is stdin")
+    runner.add_argument("--seed", type=int, default=0, help="of its random numbers (default: 0)")
+    runner.add_argument(
+        "--timeout", type=_positive, help=f"seconds (default: {SandboxConfig().timeout_s:g})"
+    )
+    runner.set_defaults(run=_run)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say whether the sandbox works on this machine",
+        description="Prints what of this machine decides how programs can be isolated, and runs "
+        "the attacks that the sandbox has to withstand. The exit status is 0 if it does.",
+    )
+    doctor.set_defaults(run=_doctor)
+    for command in (runner, doctor):
+        command.add_argument(
+            "--isolation",
+            choices=("namespaces", "landlock"),
+            default=SandboxConfig().isolation,
+            help="as the key sandbox.isolation (default: %(default)s)",
+        )
+
     bench = commands.add_parser("bench", help="measure speed; prints lines of JSON")
     benches = bench.add_subparsers(required=True, metavar="WHAT")
     update = benches.add_parser(
@@ -151,6 +181,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     decode.set_defaults(run=_bench_decode)
     _add_bench_rollout(benches)
+
+    sandbox = benches.add_parser(
+        "sandbox",
+        help="programs",
+        description="Measures how many programs per second the sandbox runs, and how long one "
+        "takes. Prints lines of JSON.",
+    )
+    cores = len(os.sched_getaffinity(0))
+    sandbox.add_argument(
+        "--workers", type=_positive, default=cores, help=f"programs at once (default: {cores})"
+    )
+    sandbox.add_argument(
+        "--num", type=_positive, default=300, help="programs of each load (default: 300)"
+    )
+    sandbox.add_argument(
+        "--against", choices=("pebble",), help="measure a pool without isolation, too"
+    )
+    sandbox.set_defaults(run=_bench_sandbox)
     return parser
 
 
@@ -387,6 +435,38 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 
     train_tokenizer(cfg, args.out)
     print(args.out)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from cir_jax.sandbox.pool import open_sandbox
+    from cir_jax.sandbox.text import result_text
+
+    cfg = SandboxConfig(num_workers=1, isolation=args.isolation)
+    if args.timeout:
+        cfg = cfg.model_copy(update={"timeout_s": float(args.timeout)})
+    with _one_line_errors("run"):
+        is_stdin = str(args.file) == "-"
+        code = sys.stdin.read() if is_stdin else args.file.read_text(encoding="utf-8")
+    with open_sandbox(cfg) as sandbox:
+        result = sandbox.submit(code, seed=args.seed).result()
+    if result.status == "infra":
+        raise SandboxError(result.error)
+    print(result_text(result))
+    print(f"status: {result.status}, {result.wall_s:.3f} s", file=sys.stderr)
+    return int(result.status != "ok")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from cir_jax.sandbox.doctor import examine
+
+    return int(not examine(args.isolation))
+
+
+def _bench_sandbox(args: argparse.Namespace) -> int:
+    from cir_jax.bench.sandbox import bench_sandbox
+
+    bench_sandbox(workers=args.workers, num=args.num, against=args.against)
     return 0
 
 

@@ -9,11 +9,13 @@ reply is checked before it is believed, because a worker may have run hostile in
 One dispatcher thread starts, feeds and kills the workers. They ask the kernel to be killed when
 the thread that started them ends (PR_SET_PDEATHSIG follows the thread, not the process), so that
 thread has to live as long as the pool.
+
+Bytes too many or too hostile for a message travel in memory files, which this process makes for
+each attempt at a job and hands over with it: one with the job's data, and some to write into.
 """
 
 import atexit
 import collections
-import ctypes
 import dataclasses
 import json
 import logging
@@ -21,7 +23,6 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -30,11 +31,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Literal, TypeVar
 
+from cir_jax.channel import HEADER, MAX_MESSAGE_BYTES, encode
+
 Result = TypeVar("Result")
 FailureReason = Literal["died", "timeout"]
 
-MAX_MESSAGE_BYTES = 64 * 2**20
-_HEADER = struct.Struct(">I")
 _PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # `-P` keeps the current folder off the module path; the package's own folder is put there so that
 # a worker imports the same files as its parent, installed or not.
@@ -43,80 +44,47 @@ _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import {module} as m; m.ma
 logger = logging.getLogger(__name__)
 
 
-# -- the worker's side ---------------------------------------------------------------------------
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to SIGKILL this process when the thread that started it ends."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
-
-
-class Channel:
-    """A worker's end of its socket: blocking, whole messages."""
-
-    def __init__(self, fd: int):
-        self._socket = socket.socket(fileno=fd)
-        self._socket.setblocking(True)
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        self._socket.sendall(_encode(message))
-
-    def receive(self) -> dict[str, Any] | None:
-        """The next message, or None once the pool has gone."""
-        header = self._read(_HEADER.size)
-        body = self._read(_HEADER.unpack(header)[0]) if header else None
-        return json.loads(body) if body else None
-
-    def _read(self, num_bytes: int) -> bytes | None:
-        parts = bytearray()
-        while len(parts) < num_bytes:
-            part = self._socket.recv(min(num_bytes - len(parts), 2**20))
-            if not part:
-                return None
-            parts += part
-        return bytes(parts)
-
-
-def serve(channel: Channel, handle: Callable[[dict], dict], info: Mapping[str, Any]) -> None:
-    """Says that the worker is ready, then answers jobs until the pool goes away.
-
-    Args:
-      handle: maps a job to its reply; what it raises ends the worker.
-      info: what the pool shows about its workers, for example a start-up time.
-    """
-    channel.send({"ready": dict(info)})
-    while (message := channel.receive()) is not None:
-        channel.send({"id": message["id"], "reply": handle(message["job"])})
-
-
-# -- the pool's side -----------------------------------------------------------------------------
-
-
-def _encode(message: Mapping[str, Any]) -> bytes:
-    body = json.dumps(message).encode()
-    if len(body) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
-    return _HEADER.pack(len(body)) + body
-
-
 def _has_ended(process: subprocess.Popen) -> bool:
     """Whether it has, without reaping it: its number stays taken until its group is killed."""
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, process.pid, flags) is not None
 
 
+class TryAgain(Exception):
+    """Raised by `decode`: the job deserves a second attempt.
+
+    Args:
+      result: what counts if this was the second.
+    """
+
+    def __init__(self, result: Any):
+        super().__init__(result)
+        self.result = result
+
+
 @dataclasses.dataclass(eq=False)
 class _Job:
     job_id: int
     job: dict
+    data: bytes | None
     message: bytes
     timeout_s: float
     future: Future
     attempt: int = 0
+    files: list[int] = dataclasses.field(default_factory=list)
+    """Memory files of this attempt: data (if any), then the outputs."""
+
+    def open_files(self, num_outputs: int) -> None:
+        if self.data is not None:
+            self.files.append(os.memfd_create("data"))
+            rest = memoryview(self.data)
+            while rest:
+                rest = rest[os.pwrite(self.files[0], rest, len(self.data) - len(rest)) :]
+        self.files += [os.memfd_create("output") for _ in range(num_outputs)]
+
+    def close_files(self) -> None:
+        while self.files:
+            os.close(self.files.pop())
 
 
 @dataclasses.dataclass(eq=False)
@@ -142,8 +110,10 @@ class WorkerPool(Generic[Result]):
       num_workers: jobs in flight at once.
       timeout_s: host-side limit of one job, from the moment it is handed to a worker.
       grace_s: how much later than that the worker is killed.
-      decode: maps (job, reply) to the job's result; raises ValueError if the reply is malformed.
+      decode: maps (job, reply, outputs) to the job's result, outputs being descriptors of memory
+        files; raises ValueError if the reply is malformed, TryAgain if another attempt is due.
       failure: the result of a job whose workers died, or that ran out of time.
+      num_outputs: memory files that a worker gets to write into with each job.
       retry_timeouts: whether a job out of time gets a second worker, like one whose worker died.
       num_spares: ready workers kept besides, so that a kill costs no start-up time.
       max_jobs_per_worker: a worker is replaced after so many.
@@ -151,7 +121,9 @@ class WorkerPool(Generic[Result]):
       env: the whole environment of the workers; None inherits.
     """
 
-    _MAX_START_FAILURES = 3
+    # In a row, until the first worker is ready: then it is the program or the machine that does
+    # not let them. Later ones may have been killed from outside.
+    _MAX_FIRST_START_FAILURES, _MAX_START_FAILURES = 3, 20
     _NUM_ATTEMPTS = 2
 
     def __init__(
@@ -162,8 +134,9 @@ class WorkerPool(Generic[Result]):
         num_workers: int,
         timeout_s: float,
         grace_s: float,
-        decode: Callable[[dict, dict], Result],
+        decode: Callable[[dict, dict, Sequence[int]], Result],
         failure: Callable[[dict, FailureReason], Result],
+        num_outputs: int = 0,
         retry_timeouts: bool = False,
         num_spares: int = 1,
         max_jobs_per_worker: int = 5000,
@@ -180,6 +153,7 @@ class WorkerPool(Generic[Result]):
         self._num_processes = num_workers + num_spares
         self._timeout_s, self._grace_s = timeout_s, grace_s
         self._decode, self._failure = decode, failure
+        self._num_outputs = num_outputs
         self._retry_timeouts = retry_timeouts
         self._max_jobs_per_worker = max_jobs_per_worker
         self._start_timeout_s = start_timeout_s
@@ -195,6 +169,7 @@ class WorkerPool(Generic[Result]):
         self._workers: list[_Worker] = []
         self._dying: list[subprocess.Popen] = []
         self._start_failures = 0
+        self._max_start_failures = self._MAX_FIRST_START_FAILURES
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
         for end in (self._wake_reader, self._wake_writer):
@@ -205,16 +180,21 @@ class WorkerPool(Generic[Result]):
         self._thread = threading.Thread(target=self._run, name=f"{module} pool", daemon=True)
         self._thread.start()
 
-    def submit(self, job: dict, *, timeout_s: float | None = None) -> Future[Result]:
-        """Queues a job (JSON values). The future raises RuntimeError if the pool itself fails."""
+    def submit(
+        self, job: dict, *, data: bytes | None = None, timeout_s: float | None = None
+    ) -> Future[Result]:
+        """Queues a job: JSON values, and bytes for a memory file.
+
+        The future raises RuntimeError if the pool itself fails.
+        """
         future: Future[Result] = Future()
         with self._lock:
             if self._closing or self._broken:
                 raise RuntimeError(self._broken or "the pool is closed")
             self._next_id += 1
-            message = _encode({"id": self._next_id, "job": job})
+            message = encode({"id": self._next_id, "job": job})
             limit_s = self._timeout_s if timeout_s is None else timeout_s
-            self._queue.append(_Job(self._next_id, job, message, limit_s, future))
+            self._queue.append(_Job(self._next_id, job, data, message, limit_s, future))
         self._wake()
         return future
 
@@ -310,7 +290,21 @@ class WorkerPool(Generic[Result]):
             num_busy += 1
             worker.job = job
             worker.deadline = time.monotonic() + job.timeout_s + self._grace_s
-            worker.outbox += job.message
+            self._hand_over(worker, job)
+
+    def _hand_over(self, worker: _Worker, job: _Job) -> None:
+        job.open_files(self._num_outputs)
+        try:
+            sent = socket.send_fds(worker.socket, [job.message], job.files)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._lose(worker, "died")
+            return
+        if sent == 0 and job.files:
+            raise RuntimeError("an idle worker's socket takes no byte")
+        worker.outbox += job.message[sent:]
+        if worker.outbox:
             self._flush(worker)
 
     def _next_job(self) -> _Job | None:
@@ -353,12 +347,12 @@ class WorkerPool(Generic[Result]):
         self._selector.modify(worker.socket, events, worker)
 
     def _read_messages(self, worker: _Worker) -> None:
-        while len(worker.inbox) >= _HEADER.size:
-            size = _HEADER.unpack_from(worker.inbox)[0]
-            end = _HEADER.size + size
+        while len(worker.inbox) >= HEADER.size:
+            size = HEADER.unpack_from(worker.inbox)[0]
+            end = HEADER.size + size
             if size <= MAX_MESSAGE_BYTES and len(worker.inbox) < end:
                 return
-            body = bytes(worker.inbox[_HEADER.size : end])
+            body = bytes(worker.inbox[HEADER.size : end])
             del worker.inbox[:end]
             try:
                 if size > MAX_MESSAGE_BYTES:
@@ -373,15 +367,25 @@ class WorkerPool(Generic[Result]):
         if worker.info is None:
             worker.info = dict(message["ready"])
             self._start_failures = 0
+            self._max_start_failures = self._MAX_START_FAILURES
             return
         job = worker.job
         if job is None or message["id"] != job.job_id:
             raise ValueError("an answer to no question")
-        result = self._decode(job.job, message["reply"])
+        outputs = job.files[len(job.files) - self._num_outputs :]
+        again = False
+        try:
+            result = self._decode(job.job, message["reply"], outputs)
+        except TryAgain as error:
+            result, again = error.result, job.attempt + 1 < self._NUM_ATTEMPTS
         worker.job = None
         worker.num_jobs += 1
-        self._answer(job, result)
-        if worker.num_jobs >= self._max_jobs_per_worker:
+        if again:
+            job.attempt += 1
+            self._put_back(job)
+        else:
+            self._answer(job, result)
+        if message.get("last") or worker.num_jobs >= self._max_jobs_per_worker:
             self._count("recycled")
             self._kill(worker)
 
@@ -398,7 +402,7 @@ class WorkerPool(Generic[Result]):
         self._count("restarts")
         if worker.info is None:
             self._start_failures += 1
-            if self._start_failures >= self._MAX_START_FAILURES:
+            if self._start_failures >= self._max_start_failures:
                 self._give_up(
                     f"{self._start_failures} workers in a row did not start ({reason}); "
                     "what they said is on stderr"
@@ -410,13 +414,18 @@ class WorkerPool(Generic[Result]):
             self._count("timeouts")
         retry = reason == "died" or self._retry_timeouts
         if retry and job.attempt < self._NUM_ATTEMPTS and not self._broken:
-            self._count("retries")
-            with self._lock:
-                self._queue.appendleft(job)
+            self._put_back(job)
         else:
             self._answer(job, self._failure(job.job, reason))
 
+    def _put_back(self, job: _Job) -> None:
+        self._count("retries")
+        job.close_files()
+        with self._lock:
+            self._queue.appendleft(job)
+
     def _answer(self, job: _Job, result: Result) -> None:
+        job.close_files()
         self._count("jobs")
         job.future.set_result(result)
 
@@ -443,6 +452,7 @@ class WorkerPool(Generic[Result]):
         for worker in self._workers:
             worker.job = None
         for job in jobs:
+            job.close_files()
             if job.attempt or job.future.running() or job.future.set_running_or_notify_cancel():
                 job.future.set_exception(RuntimeError(message))
 

@@ -82,7 +82,8 @@ def problems(cfg):
 def make_engine(cfg, tokenizer, sandbox, **rollout):
     return Engine(
         cfg.model,
-        cfg.rollout.model_copy(update=rollout),
+        # Few shapes: each is compiled.
+        cfg.rollout.model_copy(update={"slots": 16} | rollout),
         tokenizer,
         sandbox,
         template=cfg.data.template,

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import json, sys
@@ -101,6 +103,7 @@ def run(count: int) -> list[dict]:
     return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rows():
     (alone,) = run(1)
     both = run(2)

@@ -17,15 +17,14 @@ from cir_jax import config as configs
 from cir_jax import mesh as meshes
 from cir_jax.chat.screen import Screen
 from cir_jax.chat.source import Source, find_source
-from cir_jax.config import ConfigError, MeshConfig
+from cir_jax.config import ConfigError, MeshConfig, SandboxConfig
 from cir_jax.config.errors import missing_file
 from cir_jax.models import qwen
 from cir_jax.records import Author, ExecResult, Problem, StopReason, prompt_text
 from cir_jax.rollout.engine import Engine
 from cir_jax.rollout.rows import Row
 from cir_jax.rollout.sampling import Sampling
-from cir_jax.sandbox.limits import Limits
-from cir_jax.sandbox.pool import Sandbox
+from cir_jax.sandbox.pool import open_sandbox
 from cir_jax.tokenizer import Tokenizer
 
 # Tokens between two looks at what has been sampled: so many appear at once.
@@ -61,9 +60,9 @@ class Options:
 class Programs:
     """The sandbox of one conversation: it tells when a program starts, and can give it up."""
 
-    def __init__(self, limits: Limits, started: Callable[[], None]):
-        self._limits, self._started = limits, started
-        self._sandbox = Sandbox(limits, num_workers=1)
+    def __init__(self, cfg: SandboxConfig, started: Callable[[], None]):
+        self._cfg, self._started = cfg, started
+        self._sandbox = open_sandbox(cfg)
         self._latest: Future[ExecResult] | None = None
 
     def submit(self, code: str, *, seed: int) -> Future[ExecResult]:
@@ -75,7 +74,7 @@ class Programs:
         """Ends the program that runs, if any; the next one finds a sandbox."""
         if self._latest is not None and not self._latest.done():
             self.close()
-            self._sandbox = Sandbox(self._limits, num_workers=1)
+            self._sandbox = open_sandbox(self._cfg)
         self._latest = None
 
     def close(self) -> None:
@@ -197,11 +196,11 @@ def open_conversation(
     except (ValueError, OSError) as error:
         raise ConfigError(f"MODEL={options.model!r}: {error}") from error
     timeout_s = _given(options.timeout, source.sandbox.timeout_s)
-    limits = Limits(timeout_s=timeout_s, memory_bytes=source.sandbox.memory_bytes)
+    sandbox = source.sandbox.model_copy(update={"timeout_s": timeout_s, "num_workers": 1})
     # Any device has a slot of its own, so that all of them can hold a part of the parameters.
     mesh = meshes.make_mesh(MeshConfig(fsdp=jax.device_count()))
     screen.progress(f"loading {options.model} ...")
-    with contextlib.closing(Programs(limits, screen.running)) as programs, jax.set_mesh(mesh):
+    with contextlib.closing(Programs(sandbox, screen.running)) as programs, jax.set_mesh(mesh):
         try:
             params = source.load(mesh)
         except (ValueError, OSError) as error:

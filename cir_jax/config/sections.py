@@ -162,6 +162,10 @@ class SandboxConfig(Section):
     """Wall time per program, seconds (CIR: 5)."""
     memory_bytes: PositiveInt = 2 * 1024**3
     """Address space per program, bytes."""
+    isolation: Literal["namespaces", "landlock"] = "namespaces"
+    """namespaces, or nothing runs; landlock is weaker and for containers that forbid namespaces."""
+    allow_processes: bool = False
+    """Let programs start processes."""
 
 
 class RewardConfig(Section):

@@ -86,7 +86,7 @@ class Grader:
         self.close()
 
 
-def _decode(job: dict, reply: dict) -> Score:
+def _decode(job: dict, reply: dict, outputs: Sequence[int]) -> Score:
     reason = reply["reason"]
     if not isinstance(reason, str) or not _REASON.fullmatch(reason):
         raise ValueError(f"reason {reason!r}")

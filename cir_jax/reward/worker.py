@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cir_jax.channel import Channel, die_with_parent, serve
 from cir_jax.reward.answer import math_equal, math_verdict
 from cir_jax.reward.gym import gym_correct, unpack
-from cir_jax.workers import Channel, die_with_parent, serve
 
 _MEMORY_BYTES = 4 * 2**30
 

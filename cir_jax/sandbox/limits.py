@@ -17,11 +17,14 @@ class Limits:
     file_bytes: int = 16 * 2**20
     """Largest file, and the most that stdout or stderr may take; over it: OSError."""
     scratch_bytes: int = 64 * 2**20
-    """All files of a program together; enforced where the sandbox has its own mounts."""
+    """All files of a program together, in /tmp and /dev/shm."""
     num_scratch_files: int = 8192
-    """Number of files and folders; enforced where the sandbox has its own mounts."""
-    num_processes: int = 64
-    """Processes and threads of a program together."""
+    """Number of files and folders."""
+    allow_processes: bool = False
+    """Whether programs may start processes. Without, one that uses several cores cannot make
+    others run out of time, and `memory_bytes` holds for all of it."""
+    num_tasks: int = 64
+    """Threads, and processes if allowed, of a program together."""
     num_open_files: int = 256
     """Open descriptors of each process."""
     grace_s: float = 5.0
@@ -30,5 +33,5 @@ class Limits:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value > 0):
+            if field.type is not bool and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{field.name} must be positive and finite, got {value}")

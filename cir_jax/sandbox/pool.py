@@ -1,50 +1,53 @@
 """The sandbox as the trainer sees it: programs in, ExecResults out, in any order.
 
-What holds in every mode (see isolation.py): a program gets a fresh process, working directory and
-module namespace; limits on time, memory, processes, files and output; no descriptor of the
-trainer's; an environment without the trainer's variables. Its processes and files are gone before
-its result comes back. It cannot end or block the trainer by crashing, hanging or flooding, and
-cannot forge its status.
+What holds on every rung (see isolation.py): a program gets a fresh process, working directory and
+module namespace; limits on time, memory, files and output; no network, no process but its own (if
+any), no descriptor of the trainer's, and an environment without the trainer's variables. It can
+read the interpreter and /usr. Its processes and files are gone before its result comes back. It
+cannot end or block the trainer by crashing, hanging or flooding, and cannot forge its status: that
+follows from the wait status as its worker reports it, never from what the program writes. (That
+it failed, and how, the program may well make up, as any program can.)
 
 What is NOT covered:
 
-- in every mode: reading what any user of the machine may read (world-readable files, the trainer's
-  code and data sets); load on the processor by the allowed number of processes; system calls are
-  not filtered, so a fault of the kernel may be used; sockets of other kinds than IP (vsock);
-- without namespaces (root without CAP_SYS_ADMIN, or not root): the network; writing where any
-  user may, such as /tmp; the total size and number of files;
-- not as root: programs run as the trainer's user. They can read and write its files, and signal or
-  trace its processes, the trainer and the worker (hence their own status) included; num_processes
-  is only a rough bound; processes that a running program has started outlive a kill of its worker.
-  Do not run untrusted code so.
+- faults of the kernel that a program without capabilities can use through the calls that the
+  filter leaves it;
+- reading what any user of the machine may read under /usr and in the interpreter's folders, the
+  installed packages included: keep secrets out of those;
+- side channels: timing, load, shared caches;
+- with `allow_processes`: the memory of all of a program's processes together;
+- on `namespaces-flat`: a program can signal its worker (in vain) and see that it exists;
+- on `landlock`: see landlock.py.
 
-`Sandbox.stats()` names the mode of each worker.
+One thread of this process feeds the workers, which are started by exec: this process never forks.
+A process apart for that would keep the workers busier while python code holds this interpreter's
+lock (if that code never pauses, a third of the throughput of trivial programs is lost), but would
+be one more thing that can die. No deadline depends on the thread: the workers enforce it.
 """
 
+import collections
 import dataclasses
 import json
+import logging
 import math
 import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, get_args
+from typing import Any
 
-from cir_jax.records import ExecResult, ExecStatus
+from cir_jax.config import SandboxConfig
+from cir_jax.records import ExecResult
+from cir_jax.sandbox import canary, probe
+from cir_jax.sandbox.isolation import Rung, cpu_limit_s
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.text import ERROR_TEXTS
-from cir_jax.workers import FailureReason, WorkerPool
+from cir_jax.workers import FailureReason, TryAgain, WorkerPool
 
-# All that a program's environment holds, besides HOME and TMPDIR. A fixed hash seed makes the
-# order of sets the same in all workers; threads of the linear algebra would break the limits.
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
+logger = logging.getLogger(__name__)
 
 
 class Sandbox:
@@ -54,7 +57,12 @@ class Sandbox:
       limits: of each program.
       num_workers: programs at once; by default one for each core this process may use. More than
         the cores set aside makes programs run out of time that would not have alone.
+      isolation: the rung; instead of "namespaces" it may become "namespaces-flat", with a warning.
+      attack: whether to run the attacks of canary.py first, and fail unless all are held off.
       interpreter: the python of the programs; it needs numpy and sympy.
+
+    Raises:
+      SandboxError: the machine does not allow this isolation, or it does not hold.
     """
 
     def __init__(
@@ -62,33 +70,72 @@ class Sandbox:
         limits: Limits | None = None,
         num_workers: int | None = None,
         *,
+        isolation: Rung = "namespaces",
+        attack: bool = True,
         interpreter: str = sys.executable,
     ):
         self.limits = limits or Limits()
+        if isolation == "landlock" and self.limits.allow_processes:
+            raise ValueError("allow_processes needs namespaces, which isolation='landlock' has not")
+        self.rung = probe.choose_rung(isolation, interpreter)
+        self._num_oom_kills = _count_oom_kills()
+        self._lock = threading.Lock()
+        self._statuses: collections.Counter[str] = collections.Counter()
+        self._run_s: collections.deque[float] = collections.deque(maxlen=_NUM_TIMES)
+        self._queue_s: collections.deque[float] = collections.deque(maxlen=_NUM_TIMES)
         self._pool = WorkerPool(
-            "cir_jax.sandbox.worker",
-            [json.dumps(dataclasses.asdict(self.limits))],
+            "cir_jax.sandbox.zygote",
+            [self.rung, json.dumps(dataclasses.asdict(self.limits))],
             num_workers=num_workers or len(os.sched_getaffinity(0)),
             timeout_s=self.limits.timeout_s,
             grace_s=self.limits.grace_s,
             decode=self._decode,
             failure=_failure,
+            num_outputs=2,
             retry_timeouts=True,
-            env=_ENVIRONMENT,
+            env=probe.ENVIRONMENT,
             interpreter=interpreter,
         )
+        try:
+            if attack:
+                canary.check(self.submit, self.limits, self.rung)
+                for own in (self._statuses, self._run_s, self._queue_s):
+                    own.clear()
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, code: str, *, seed: int = 0) -> Future[ExecResult]:
-        """Queues a program. `seed` is for its `random` and numpy.
+        """Queues a program. `seed` is for its random numbers.
 
         The future raises RuntimeError if no worker can be started.
         """
-        return self._pool.submit({"code": code, "seed": seed})
+        started = time.monotonic()
+        future = self._pool.submit({"seed": seed}, data=code.encode(errors="surrogatepass"))
+        future.add_done_callback(lambda done: self._record(done, started))
+        return future
+
+    def _record(self, future: Future[ExecResult], started: float) -> None:
+        if future.cancelled() or future.exception():
+            return
+        result, wall_s = future.result(), time.monotonic() - started
+        with self._lock:
+            self._statuses[result.status] += 1
+            self._run_s.append(result.wall_s)
+            self._queue_s.append(max(0.0, wall_s - result.wall_s))
 
     def stats(self) -> dict[str, Any]:
         """Counts of jobs, retries, restarts, recycled workers and host-side timeouts; "workers":
-        mode and start-up time of each ready worker; "pids"."""
-        return self._pool.stats()
+        mode and start-up time of each ready worker; "pids"; "rung"; "statuses": programs by
+        status; "run_s" and "queue_s": [median, 99 %] of the last programs' seconds."""
+        with self._lock:
+            own = {
+                "rung": self.rung,
+                "statuses": dict(self._statuses),
+                "run_s": _percentiles(self._run_s),
+                "queue_s": _percentiles(self._queue_s),
+            }
+        return self._pool.stats() | own
 
     def close(self) -> None:
         """Ends all workers and programs. May be called twice."""
@@ -100,18 +147,98 @@ class Sandbox:
     def __exit__(self, *exc_info):
         self.close()
 
-    def _decode(self, job: dict, reply: dict) -> ExecResult:
-        status, stdout, error, wall_s = (reply[k] for k in ("status", "stdout", "error", "wall_s"))
-        if status not in get_args(ExecStatus):
-            raise ValueError(f"status {status!r}")
-        # 64: the note on what was cut. Decoding never makes more characters than bytes.
-        if not isinstance(stdout, str) or len(stdout) > self.limits.output_bytes + 64:
-            raise ValueError("stdout is no text, or too long")
-        if not isinstance(error, str) or len(error) > self.limits.output_bytes + 64:
-            raise ValueError("error is no text, or too long")
-        if not isinstance(wall_s, float) or not (math.isfinite(wall_s) and wall_s >= 0):
-            raise ValueError(f"wall_s {wall_s!r}")
+    def _decode(self, job: dict, reply: dict, outputs: Sequence[int]) -> ExecResult:
+        if "failed" in reply:
+            reason = f"{reply['failed']}: {_last_line(outputs[1])}"
+            logger.warning("the sandbox could not run a program: %s", reason)
+            raise TryAgain(ExecResult("infra", error=reason))
+        wait_status, in_time = reply["wait_status"], reply["in_time"]
+        wall_s, cpu_s, delay_s = (reply[key] for key in ("wall_s", "cpu_s", "delay_s"))
+        if not isinstance(wait_status, int) or not isinstance(in_time, bool):
+            raise ValueError(f"wait_status {wait_status!r}, in_time {in_time!r}")
+        for seconds in (wall_s, cpu_s, delay_s):
+            if not isinstance(seconds, float) or not (math.isfinite(seconds) and seconds >= 0):
+                raise ValueError(f"{seconds!r} seconds")
+        stdout = self._read(outputs[0])
+        exit_code = os.waitstatus_to_exitcode(wait_status)
+        if not in_time or self._is_out_of_cpu_time(exit_code, cpu_s):
+            result = ExecResult("timeout", stdout, ERROR_TEXTS["timeout"], wall_s)
+            if delay_s > self.limits.timeout_s / 2:
+                raise TryAgain(result)  # it had less than half a core: ours to answer for
+            return result
+        if exit_code == 0:
+            return ExecResult("ok", stdout, "", wall_s)
+        error = _last_line(outputs[1]) or f"SystemExit: {exit_code}"
+        if exit_code < 0:
+            status = "oom" if self._was_oom_kill(exit_code) else "crashed"
+        else:
+            status = "oom" if _is_memory_error(error) else "error"
         return ExecResult(status, stdout, ERROR_TEXTS.get(status, error), wall_s)
+
+    def _is_out_of_cpu_time(self, exit_code: int, cpu_s: float) -> bool:
+        if exit_code == -signal.SIGXCPU:
+            return True
+        return exit_code == -signal.SIGKILL and cpu_s >= cpu_limit_s(self.limits) - 0.5
+
+    def _was_oom_kill(self, exit_code: int) -> bool:
+        before, self._num_oom_kills = self._num_oom_kills, _count_oom_kills()
+        return exit_code == -signal.SIGKILL and self._num_oom_kills > before
+
+    def _read(self, fd: int) -> str:
+        # Each call lets go of the interpreter's lock, and may have to wait for it: mostly one will
+        # do.
+        limit = self.limits.output_bytes
+        data = os.pread(fd, limit + 1, 0)
+        if len(data) <= limit:
+            return _text(data)
+        size = os.fstat(fd).st_size
+        head, tail = limit - limit // 2, limit // 2
+        cut = b"\n... %d bytes cut ...\n" % (size - limit)
+        return _text(os.pread(fd, head, 0) + cut + os.pread(fd, tail, size - tail))
+
+
+def open_sandbox(cfg: SandboxConfig) -> Sandbox:
+    """The sandbox that a config asks for; errors as Sandbox."""
+    limits = Limits(
+        timeout_s=cfg.timeout_s,
+        memory_bytes=cfg.memory_bytes,
+        allow_processes=cfg.allow_processes,
+    )
+    return Sandbox(limits, num_workers=cfg.num_workers, isolation=cfg.isolation)
+
+
+_LAST_LINE_BYTES = 2**16
+_NUM_TIMES = 10_000
+
+
+def _percentiles(seconds: Sequence[float]) -> list[float]:
+    ordered = sorted(seconds)
+    return [ordered[len(ordered) * share // 100] for share in (50, 99)] if ordered else []
+
+
+def _last_line(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    start = max(0, size - _LAST_LINE_BYTES)
+    return _text(os.pread(fd, size - start, start)).strip().rpartition("\n")[2].strip()
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace").replace("\0", "")
+
+
+def _is_memory_error(error: str) -> bool:
+    name = error.partition(":")[0]
+    return name.rpartition(".")[2] in ("MemoryError", "_ArrayMemoryError")
+
+
+def _count_oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory, on the whole machine."""
+    try:
+        with open("/proc/vmstat") as file:
+            fields = dict(line.split() for line in file)
+    except OSError:
+        return 0
+    return int(fields.get("oom_kill", 0))
 
 
 def _failure(job: dict, reason: FailureReason) -> ExecResult:

@@ -1,8 +1,9 @@
 """The program's side: runs model-written code in a fresh process as plain `python main.py` would.
 
-Differences to plain python: numpy and sympy are loaded already; `random` and numpy are seeded; the
-value of a trailing expression is printed if nothing else was; output is line-buffered, so that a
-program out of time keeps what it printed; objects still alive at the end are not destroyed.
+Differences to plain python: numpy and sympy are loaded already; `random`, numpy and sympy's own
+numbers are seeded; the value of a trailing expression is shown if nothing was printed, as an
+interactive python shows it; output is line-buffered, so that a program out of time keeps what it
+printed; there is no main.py on disk; objects still alive at the end are not destroyed.
 """
 
 import ast
@@ -21,55 +22,68 @@ _FILENAME = "main.py"
 _VALUE = "__value_of_last_expression__"
 
 
-def run(code: str, seed: int, folder: str, out_of_memory: memoryview) -> NoReturn:
-    """Runs `code` to its end and leaves the process with plain python's exit status.
-
-    Args:
-      seed: for `random` and numpy.
-      folder: the working directory.
-      out_of_memory: its first byte becomes 1 if the program ends by a MemoryError.
-    """
+def run(code: bytes) -> NoReturn:
+    """Runs `code` to its end and leaves the process with plain python's exit status."""
     status = 1
     try:
-        _prepare(seed, folder)
-        status = _finish(_execute(code, out_of_memory))
+        status = _finish(_execute(code))
     finally:
         os._exit(status)
 
 
-def _prepare(seed: int, folder: str) -> None:
-    import numpy
+def prepare(folder: str) -> None:
+    """In the worker: what all programs find, `folder` being where they run.
 
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    os.environ.update(HOME=folder, TMPDIR=folder)
+    Also does once what `run` does before and after a program's own code, to have it loaded.
+    """
     sys.argv = [_FILENAME]
     sys.path.insert(0, folder)
     sys.stdout.reconfigure(line_buffering=True)
+    linecache.getlines(_FILENAME)
+    try:
+        exec(compile(_parse(b"1 / 0"), _FILENAME, "exec"), {})
+    except ZeroDivisionError as error:
+        "".join(traceback.format_exception(error))
+    seed(0)
 
 
-def _execute(code: str, out_of_memory: memoryview) -> int:
+def seed(number: int) -> None:
+    """In the worker, before it forks: sets the next program's random numbers."""
+    import numpy.random
+    import sympy.core.random
+
+    random.seed(number)
+    numpy.random.seed(number % 2**32)
+    sympy.core.random.seed(number)
+    # Where a numpy generator that is made without a seed takes its bits from.
+    numpy.random.bit_generator.randbits = random.Random(number).getrandbits
+
+
+def _parse(code: bytes) -> ast.Module:
+    tree = ast.parse(code, _FILENAME)
+    if tree.body and isinstance(tree.body[-1], ast.Expr):
+        last = tree.body[-1]
+        target = ast.copy_location(ast.Name(_VALUE, ast.Store()), last)
+        tree.body[-1] = ast.copy_location(ast.Assign([target], last.value), last)
+    return tree
+
+
+def _execute(code: bytes) -> int:
     module = types.ModuleType("__main__")
     module.__file__ = _FILENAME
     module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
-    linecache.cache[_FILENAME] = (len(code), None, code.splitlines(keepends=True), _FILENAME)
+    lines = code.decode(errors="replace").splitlines(keepends=True)
+    linecache.cache[_FILENAME] = (len(code), None, lines, _FILENAME)
     try:
-        tree = ast.parse(code, _FILENAME)
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = tree.body[-1]
-            target = ast.copy_location(ast.Name(_VALUE, ast.Store()), last)
-            tree.body[-1] = ast.copy_location(ast.Assign([target], last.value), last)
-        exec(compile(tree, _FILENAME, "exec", dont_inherit=True), module.__dict__)
+        exec(compile(_parse(code), _FILENAME, "exec", dont_inherit=True), module.__dict__)
         value = module.__dict__.pop(_VALUE, None)
         sys.stdout.flush()
         if value is not None and os.fstat(1).st_size == 0:
-            print(repr(value))
+            sys.displayhook(value)
     except SystemExit as error:
         return _exit_status(error)
     except BaseException as error:
-        if isinstance(error, MemoryError):
-            out_of_memory[0] = 1
         _report(error)
         return 1
     return 0
@@ -89,10 +103,21 @@ def _report(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != _FILENAME:
         trace = trace.tb_next
-    if sys.excepthook is sys.__excepthook__:
-        traceback.print_exception(type(error), error, trace)
+    try:
+        if sys.excepthook is sys.__excepthook__:
+            traceback.print_exception(type(error), error, trace)
+        else:
+            sys.excepthook(type(error), error, trace)
+    except BaseException:
+        _report_plainly(error, trace)
+
+
+def _report_plainly(error: BaseException, trace: types.TracebackType | None) -> None:
+    """Where memory is short, or what prints tracebacks was tampered with."""
+    if isinstance(error, MemoryError):
+        os.write(2, b"\nMemoryError\n")
     else:
-        sys.excepthook(type(error), error, trace)
+        sys.__excepthook__(type(error), error, trace)
 
 
 def _finish(status: int) -> int:

@@ -26,8 +26,7 @@ from cir_jax.rl.advantage import ADVANTAGES
 from cir_jax.rl.batch import Sequence1D, TrainBatch, max_micro, pack
 from cir_jax.rollout.engine import Engine
 from cir_jax.rollout.sampling import Sampling
-from cir_jax.sandbox.limits import Limits
-from cir_jax.sandbox.pool import Sandbox
+from cir_jax.sandbox.pool import Sandbox, open_sandbox
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import weights
 from cir_jax.train.checkpoint import Checkpoints, Place
@@ -101,12 +100,11 @@ class Run:
 def open_run(cfg: Config, run_dir: Path, display: Display) -> Iterator[Run]:
     """Starts workers and engine; on the way out waits for saves and ends the workers."""
     with contextlib.ExitStack() as stack:
-        # Workers first: they are processes of their own and start while jax comes up.
-        limits = Limits(timeout_s=cfg.sandbox.timeout_s, memory_bytes=cfg.sandbox.memory_bytes)
-        sandbox = stack.enter_context(Sandbox(limits, num_workers=cfg.sandbox.num_workers))
+        # Workers first: a machine that cannot isolate programs is found out before jax comes up.
         grader = stack.enter_context(
             Grader(num_workers=cfg.reward.num_workers, timeout_s=cfg.reward.timeout_s)
         )
+        sandbox = stack.enter_context(open_sandbox(cfg.sandbox))
         mesh = meshes.make_mesh(cfg.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         tokenizer = Tokenizer(configs.asset_dir(cfg.tokenizer))

@@ -12,8 +12,7 @@ from cir_jax.data.demonstrations import Demonstration, demonstration
 from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
 from cir_jax.rollout.fence import BOUNDARIES, Boundary
-from cir_jax.sandbox.limits import Limits
-from cir_jax.sandbox.pool import Sandbox
+from cir_jax.sandbox.pool import Sandbox, open_sandbox
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
@@ -103,8 +102,7 @@ class SFTData:
 
 def train_tokenizer(cfg: Config, directory: Path) -> None:
     """Trains the small tokenizer on all texts of the config's demonstrations."""
-    limits = Limits(timeout_s=cfg.sandbox.timeout_s, memory_bytes=cfg.sandbox.memory_bytes)
-    with Sandbox(limits, num_workers=cfg.sandbox.num_workers) as sandbox:
+    with open_sandbox(cfg.sandbox) as sandbox:
         demos = [_demonstration(cfg, i) for i in range(cfg.sft.num_trajectories)]
         futures = [[sandbox.submit(code) for code in demo.programs] for demo in demos]
         boundary = BOUNDARIES[cfg.rollout.boundary]

@@ -1,0 +1,200 @@
+"""The hostile programs on each rung, as each user, and where isolation is forbidden."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hostile
+import numpy
+import pytest
+
+from cir_jax.sandbox import canary, probe
+from cir_jax.sandbox.errors import SandboxError
+from cir_jax.sandbox.pool import Sandbox
+
+ROOT = Path(__file__).parent.parent
+UNPRIVILEGED = 23456
+
+# Run first in a process, it makes these calls fail as the default filters of containers do.
+FORBIDDING = """
+import errno, os, struct
+from cir_jax.sandbox import linux, seccomp
+names = {names}
+code = [(0x20, 0, 0, 0)]  # load the call's number
+for name in names:
+    number = seccomp.numbers(os.uname().machine)[name]
+    # If it is this call and its first argument has the flag (if any): EPERM.
+    flag = [(0x20, 0, 0, 16), (0x45, 0, 1, {flag})] if {flag} else []
+    code += [(0x15, 0, len(flag) + 1, number), *flag, (0x06, 0, 0, 0x50000 | errno.EPERM)]
+    code += [(0x20, 0, 0, 0)]
+code += [(0x06, 0, 0, 0x7FFF0000)]
+linux.set_no_new_privileges()
+linux.Filter(b"".join(struct.pack("<HBBI", *line) for line in code)).install()
+"""
+NAMESPACE_CALLS = ["unshare", "setns", "mount"]
+
+
+@pytest.fixture(scope="module")
+def public_python(tmp_path_factory):
+    """Runs python code or a script as an unprivileged user, with the same libraries."""
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv to become another user")
+    folder = tmp_path_factory.mktemp("public")
+    for path in (folder, *folder.parents):
+        if path.stat().st_uid == 0 and path.stat().st_mode & 0o777 == 0o700:
+            path.chmod(0o711)
+    site = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    libraries = Path(numpy.__file__).parents[1]
+    command = [f"--reuid={UNPRIVILEGED}", f"--regid={UNPRIVILEGED}", "--clear-groups"]
+    for base in (sys.executable, f"/usr/bin/{name}"):
+        if not os.path.exists(base):
+            continue
+        venv = folder / Path(base).parts[1]
+        subprocess.run([base, "-m", "venv", "--without-pip", venv], check=True)
+        (venv / site / "libraries.pth").write_text(f"{libraries}\n")
+        prefix = ["setpriv", *command, venv / "bin/python"]
+        # Started by that user itself, as the sandbox's workers are.
+        code = "import subprocess as s, sys; s.run([sys.executable, '-c', 'import sympy'], check=1)"
+        if subprocess.run([*prefix, "-c", code], capture_output=True).returncode == 0:
+            return prefix
+    pytest.skip("no interpreter that other users can read, of this version, with the libraries")
+
+
+def execute(prefix, *args, timeout_s=300):
+    env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    return subprocess.run(
+        [*prefix, *args], cwd="/", env=env, capture_output=True, text=True, timeout=timeout_s
+    )
+
+
+def run_suite(prefix, rung, num_workers, num_endless):
+    done = execute(prefix, ROOT / "tests/hostile.py", rung, str(num_workers), str(num_endless))
+    if "no isolation for programs" in done.stderr:
+        pytest.skip(f"{rung}: {done.stderr.splitlines()[-2]}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_suite_is_large():
+    cases = hostile.cases()
+    assert len(cases) >= 120
+    assert len({case.kind for case in cases}) >= 10
+
+
+def test_suite_finds_faults():
+    """A reply that is not the expected one is a fault."""
+    done = hostile.ExecResult("ok", "REACHED\n")
+    faults = [case for case in hostile.cases() if case.fault(done)]
+    assert len(faults) > 200
+
+
+@pytest.mark.parametrize("rung", ["namespaces", "namespaces-flat", "landlock"])
+def test_own_user(rung):
+    try:
+        sandbox = Sandbox(hostile.LIMITS, num_workers=2, isolation=rung)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with sandbox:
+        assert hostile.run(sandbox, num_endless=6 if rung == "namespaces" else 2) == []
+        assert sandbox.stats()["restarts"] == 0
+
+
+@pytest.mark.parametrize("rung", ["namespaces", "landlock"])
+def test_unprivileged_user(public_python, rung):
+    report = run_suite(public_python, rung, num_workers=1, num_endless=1)
+    assert report["faults"] == [] and report["user"] == UNPRIVILEGED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("rung", ["namespaces", "namespaces-flat", "landlock"])
+def test_whole_suite_twice(public_python, rung, num_workers):
+    for _ in range(2):
+        for prefix in ([sys.executable], public_python):
+            assert run_suite(prefix, rung, num_workers, num_endless=100)["faults"] == []
+
+
+def forbidden(names, code, only_flag=0):
+    script = FORBIDDING.format(names=names, flag=only_flag) + code
+    started = time.monotonic()
+    return execute([sys.executable], "-c", script), time.monotonic() - started
+
+
+START = "from cir_jax.sandbox.pool import Sandbox\nSandbox(num_workers=1{})\n"
+
+
+def test_refuses_where_namespaces_are_forbidden():
+    done, seconds = forbidden(NAMESPACE_CALLS, START.format(""))
+    assert done.returncode == 1
+    assert "namespaces: " in done.stderr and "Operation not permitted" in done.stderr
+    assert "sandbox.isolation=landlock" in done.stderr  # the cure
+    assert seconds < 4  # a python with the package's imports, and less than 2 for the refusal
+
+
+def test_root_without_user_namespaces():
+    """Root may make all others itself; its programs then share them, one after the other."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    code = (
+        "import os\nfrom cir_jax.sandbox.pool import Sandbox\n"
+        "with Sandbox(num_workers=1) as s:\n"
+        "    print(s.rung, s.submit('import os\\nos.getuid() != 0').result().stdout)\n"
+    )
+    done, _ = forbidden(["unshare"], code, only_flag=0x10000000)
+    assert done.stdout == "namespaces-flat True\n\n", done.stderr
+    assert "share their worker's namespaces" in done.stderr
+
+
+def test_root_of_a_container_with_one_user(public_python):
+    """It cannot become another user. It may be the host's root all the same: then none starts."""
+    *user, python = public_python
+    container = ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*user, *container, "true"], capture_output=True).returncode:
+        pytest.skip("cannot make such a container here")
+    code = (
+        "import os\nfrom cir_jax.sandbox.pool import Sandbox\nassert os.getuid() == 0\n"
+        "with Sandbox(num_workers=1) as s:\n"
+        "    print(s.rung, s.submit('import os\\nos.getuid()').result().stdout)\n"
+    )
+    done = execute([*user, *container, python], "-c", code)
+    assert done.stdout == "namespaces 1000\n\n", done.stderr
+    done = execute([*container, sys.executable], "-c", START.format(""))
+    assert "the sandbox does not hold" in done.stderr and "kernel's settings" in done.stderr
+
+
+def test_landlock_has_to_be_asked_for(public_python):
+    code = (
+        "from cir_jax.sandbox.pool import Sandbox\n"
+        "with Sandbox(num_workers=1, isolation='landlock') as s:\n"
+        "    print(s.rung, s.submit('1 + 1').result().stdout)\n"
+    )
+    script = FORBIDDING.format(names=NAMESPACE_CALLS, flag=0) + code
+    done = execute(public_python, "-c", script)
+    assert done.stdout == "landlock 2\n\n", done.stderr
+
+
+def test_without_nested_namespaces_programs_share_the_workers(caplog, monkeypatch):
+    outcomes = {"namespaces": "refused", "namespaces-flat": "", "landlock": ""}
+    monkeypatch.setattr(probe, "try_rungs", lambda interpreter: outcomes)
+    assert probe.choose_rung("namespaces", sys.executable) == "namespaces-flat"
+    assert "because: refused" in caplog.text
+    outcomes["namespaces-flat"] = "refused, too"
+    with pytest.raises(SandboxError, match="refused, too"):
+        probe.choose_rung("namespaces", sys.executable)
+    assert probe.choose_rung("landlock", sys.executable) == "landlock"
+    with pytest.raises(ValueError, match="isolation"):
+        probe.choose_rung("none", sys.executable)
+
+
+def test_a_broken_sandbox_does_not_start(monkeypatch):
+    monkeypatch.setitem(canary._ATTACKS, "one that succeeds", "    pass")
+    with pytest.raises(SandboxError, match="one that succeeds"):
+        Sandbox(hostile.LIMITS, num_workers=1)
+    monkeypatch.setitem(canary._ATTACKS, "one that succeeds", "    raise ValueError")
+    with pytest.raises(SandboxError, match="ValueError"):
+        Sandbox(hostile.LIMITS, num_workers=1)

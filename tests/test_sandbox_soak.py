@@ -1,0 +1,206 @@
+"""Many programs: nothing is lost, nothing stays, nothing differs from a fresh python."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cir_jax.sandbox.limits import Limits
+from cir_jax.sandbox.pool import Sandbox
+
+HOSTILE = [
+    "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+    "print('x' * 200_000)",
+    "open('left', 'wb').write(bytes(10**6))\nopen('/dev/shm/left', 'w').close()",
+    "import os\nos.kill(os.getpid(), 9)",
+    "import os\nif os.fork() == 0:\n    os.setsid()\n    import time\n    time.sleep(1000)",
+    "import os\nos.close(1)\nos._exit(3)",
+]
+BUSY = """\
+import time
+end = time.process_time() + 0.5
+while time.process_time() < end: pass
+print('done')
+"""
+
+
+def wait_for(condition, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def resident_bytes(pid):
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def children(pids):
+    """Direct children of the processes."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                stat = Path(f"/proc/{name}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(stat.rpartition(")")[2].split()[1]) in pids:
+                found.add(int(name))
+    return found
+
+
+def state(sandbox):
+    """What must not grow: processes, this process's descriptors, mounts, files; and the sizes of
+    the workers by process number."""
+    guards = set(sandbox.stats()["pids"])
+    zygotes = children(guards)
+    return {
+        # Numbers, not which ones: a worker is replaced after 5,000 programs.
+        "processes": [len(guards), len(zygotes), len(children(zygotes))],
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
+        "shared memory": sorted(os.listdir("/dev/shm")),
+        "zygote mounts": [
+            len(Path(f"/proc/{pid}/mounts").read_text().splitlines()) for pid in sorted(zygotes)
+        ],
+    }, {pid: resident_bytes(pid) for pid in zygotes}
+
+
+@pytest.mark.parametrize("num", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_nothing_stays(num):
+    limits = Limits(timeout_s=1.0, allow_processes=True, output_bytes=2**16)
+    with Sandbox(limits, num_workers=2) as sandbox:
+        assert wait_for(lambda: len(sandbox.stats()["workers"]) == 3, 60)
+        for code in HOSTILE:
+            sandbox.submit(code).result(60)
+        before, sizes = state(sandbox)
+        own = resident_bytes(os.getpid())
+        draw = random.Random(0)
+        # One in ten is hostile; the fork bomb takes a second, so it comes less often.
+        for first in range(0, num, 200):
+            futures = []
+            for i in range(first, min(first + 200, num)):
+                if i % 10:
+                    futures.append((str(i), sandbox.submit(f"print({i})")))
+                else:
+                    code = HOSTILE[0] if i % 400 == 0 else draw.choice(HOSTILE[1:])
+                    futures.append((None, sandbox.submit(code)))
+            for want, future in futures:
+                result = future.result(120)
+                assert result.status != "infra"
+                if want:
+                    assert result.stdout == want + "\n"
+        assert wait_for(lambda: len(sandbox.stats()["workers"]) == 3, 60)
+        after, grown = state(sandbox)
+        assert after == before
+        assert resident_bytes(os.getpid()) - own < 20 * 2**20
+        assert all(grown[pid] - size < 5 * 2**20 for pid, size in sizes.items() if pid in grown)
+
+
+@pytest.mark.parametrize(
+    ("num", "num_kills"), [(150, 3), pytest.param(1000, 20, marks=pytest.mark.slow)]
+)
+def test_every_program_has_one_result_though_workers_are_killed(num, num_kills):
+    with Sandbox(num_workers=2) as sandbox:
+        assert wait_for(lambda: len(sandbox.stats()["workers"]) == 3, 60)
+        futures = [sandbox.submit(f"import time\ntime.sleep(.02)\nprint({i})") for i in range(num)]
+
+        def kill():
+            draw = random.Random(1)
+            for i in range(num_kills):
+                # A program whose workers die twice is to blame: so never both at once.
+                wait_for(lambda: len(sandbox.stats()["workers"]) >= 2, 60)
+                guard = draw.choice(sandbox.stats()["pids"])
+                inner = sorted(children({guard}))
+                try:
+                    os.kill(inner[0] if inner and i % 2 else guard, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                time.sleep(0.3)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        results = [future.result(180) for future in futures]
+        killer.join()
+        assert [(r.status, r.stdout) for r in results] == [("ok", f"{i}\n") for i in range(num)]
+        assert sandbox.stats()["restarts"] >= num_kills - 1
+
+
+@pytest.mark.parametrize("num", [8, pytest.param(128, marks=pytest.mark.slow)])
+def test_no_false_timeouts(num):
+    """Loops of half a second on two workers: in the queue no time limit runs."""
+    with Sandbox(num_workers=2) as sandbox:
+        futures = [sandbox.submit(BUSY) for _ in range(num)]
+        assert [future.result(600).stdout for future in futures] == ["done\n"] * num
+
+
+LIBRARY = """\
+x, y, n = symbols('x y n')
+print({})
+"""
+EXPRESSIONS = [
+    "solve(x**4 - 5*x**2 + 4)",
+    "solve([x + y - 3, x*y - 2], [x, y])",
+    "factor(x**6 - 1)",
+    "integrate(sin(x)**2 * exp(-x), (x, 0, oo))",
+    "series(tan(x), x, 0, 8)",
+    "summation(1/n**2, (n, 1, oo))",
+    "simplify((x**2 - 1)/(x - 1))",
+    "limit((1 + 1/x)**x, x, oo)",
+    "Matrix([[2, 1], [1, 2]]).eigenvals()",
+    "solveset(cos(x) - Rational(1, 2), x, S.Reals)",
+    "diff(x**x, x)",
+    "apart(1/(x**3 - x))",
+    "factorint(2**61 - 2)",
+    "dsolve(Function('f')(x).diff(x) - Function('f')(x))",
+    "latex(Integral(sqrt(x), x))",
+    "N(pi, 50)",
+    "nsimplify(0.333333333333, rational=True)",
+    "rsolve(Function('a')(n) - 2*Function('a')(n - 1), Function('a')(n), {Function('a')(0): 1})",
+    "list(primerange(1, 60)), totient(84), divisors(60)",
+    "reduce_inequalities([x**2 < 4], x)",
+    "groebner([x**2 + y, x*y - 1], x, y)",
+    "Poly(x**3 - 2).all_roots()",
+    "trigsimp(sin(x)**4 - cos(x)**4)",
+    "linsolve([x + y - 1, x - y], [x, y])",
+    "{x, y, n, x*y, x + y}",
+    "expand((x + y + n)**3)",
+]
+OTHERS = [
+    "import numpy as np\nprint(np.linalg.inv(np.array([[2., 1], [1, 3]])), np.float64(1) / 3)",
+    "import numpy as np\nprint(np.polyfit([0, 1, 2, 3], [1, 3, 7, 13], 2).round(6))",
+    "print({w: len(w) for w in {'alpha', 'beta', 'gamma', 'delta'}}, {3, 1, 2}, hash('x'))",
+    "import itertools, collections\nprint(collections.Counter(map(sum, itertools.product(range(4),"
+    " repeat=3))))",
+    "from fractions import Fraction\nfrom decimal import Decimal\n"
+    "print(Fraction(1, 3) + 1, Decimal('0.1') * 3)",
+    "from mpmath import mp, zeta\nmp.dps = 30\nprint(zeta(3))",
+    "import json, re, statistics, datetime\nprint(json.dumps({'a': [1, None]}),"
+    " re.findall(r'\\d+', 'a1b22'), statistics.stdev([1, 2, 4]), datetime.date(2024, 2, 29))",
+    "def f(n): return n if n < 2 else f(n - 1) + f(n - 2)\nprint([f(i) for i in range(15)])",
+]
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_output_equals_a_fresh_pythons(every):
+    """Byte for byte, in any worker and order, though the libraries have been in use before.
+
+    A fresh interpreter takes a second for each, so the usual run compares only some with it.
+    """
+    programs = ["from sympy import *\n" + LIBRARY.format(text) for text in EXPRESSIONS] + OTHERS
+    with Sandbox(Limits(timeout_s=30), num_workers=2) as sandbox:
+        ours = [sandbox.submit(code).result(120) for code in programs]
+        again = [sandbox.submit(code) for code in reversed(programs)]
+        assert [f.result(120).stdout for f in reversed(again)] == [r.stdout for r in ours]
+    env = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8"}
+    assert [r.error for r in ours if r.status != "ok"] == []
+    for code, result in list(zip(programs, ours, strict=True))[::every]:
+        fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+        assert result.stdout.encode() == fresh.stdout
