@@ -40,7 +40,6 @@ from cir_jax.config import MeshConfig, RolloutConfig, preset
 from cir_jax.models import qwen
 from cir_jax.rollout.engine import Engine
 from cir_jax.rollout.schedule import RolloutStats
-from cir_jax.sandbox.pool import Sandbox
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train.state import init_params
 
@@ -115,7 +114,7 @@ def bench_rollout(
     writer = Writer(tokenizer)
     drawn = trace.draw(batches * rows, seed, least=writer.least, output=len(writer.output))
     mesh = meshes.make_mesh(MeshConfig(fsdp=jax.device_count()))
-    with jax.set_mesh(mesh), Sandbox(num_workers=1) as sandbox:
+    with jax.set_mesh(mesh):
         engine = Engine(
             cfg,
             RolloutConfig(
@@ -126,7 +125,7 @@ def bench_rollout(
                 prefill_chunk=16,
             ),
             tokenizer,
-            sandbox,
+            None,
             template="{question}",
             max_prompt_tokens=PROMPT_TOKENS + trace.max_response,
             dtype=dtype,

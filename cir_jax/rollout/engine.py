@@ -29,14 +29,17 @@ class Engine:
         model: ModelConfig,
         cfg: RolloutConfig,
         tokenizer: Tokenizer,
-        sandbox: Sandbox,
+        sandbox: Sandbox | None,
         *,
         template: str,
         max_prompt_tokens: int,
         dtype: str,
         seed: int,
     ):
-        """dtype: of decoding, and of its cache unless the config has another; a name of numpy's."""
+        """sandbox: None for an engine that only replays.
+
+        dtype: of decoding, and of its cache unless the config has another; a name of numpy's.
+        """
         self.model = model
         self.cfg = cfg
         self.tokenizer = tokenizer
