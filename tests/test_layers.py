@@ -25,8 +25,10 @@ ALLOWED = (
         "__init__": set(),
     }
     | dict.fromkeys(
-        ("aot", "bench", "chat", "cli"),
-        BASE | STAGES | {"rollout", "evals", "report", "train", "aot", "bench", "chat"},
+        ("aot", "arguments", "bench", "chat", "cli"),
+        BASE
+        | STAGES
+        | {"rollout", "evals", "report", "train", "aot", "arguments", "bench", "chat"},
     )
 )
 
