@@ -33,7 +33,7 @@ setup(
         "tpu": ["libtpu==0.0.51"],
         "test": [
             "pytest>=9",
-            "pytest-xdist>=3.8",  # the suite in two processes: much of it is compilation on one core
+            "pytest-xdist>=3.8",  # two processes: most of the time is compilation, on one core
             "hypothesis>=6",  # random token streams
             "beartype>=0.20",  # checks the shapes in signatures
             "pebble>=5",  # the pool that `bench sandbox` is compared with
