@@ -124,6 +124,25 @@ def _parser() -> argparse.ArgumentParser:
             default=SandboxConfig().isolation,
             help="as the key sandbox.isolation (default: %(default)s)",
         )
+        command.add_argument(
+            "--runtime",
+            default=SandboxConfig().runtime,
+            metavar="DIR",
+            help="as the key sandbox.runtime (default: the user's cache)",
+        )
+
+    builder = commands.add_parser(
+        "build-runtime",
+        help="install the packages that programs can import",
+        description="Makes a virtual environment of pinned packages for programs, apart from the "
+        "trainer's, and prints its directory. What runs programs does so by itself when it is "
+        "first needed; with DIR, the key sandbox.runtime has to name it. pip's own settings (an "
+        "index, a folder of wheels) count.",
+    )
+    builder.add_argument(
+        "dir", metavar="DIR", nargs="?", default="", help="(default: the user's cache)"
+    )
+    builder.set_defaults(run=_build_runtime)
 
     bench_commands.add(commands)
     return parser
@@ -210,7 +229,7 @@ def _run(args: argparse.Namespace) -> int:
     from cir_jax.sandbox.pool import open_sandbox
     from cir_jax.sandbox.text import result_text
 
-    cfg = SandboxConfig(num_workers=1, isolation=args.isolation)
+    cfg = SandboxConfig(num_workers=1, isolation=args.isolation, runtime=args.runtime)
     if args.timeout:
         cfg = cfg.model_copy(update={"timeout_s": float(args.timeout)})
     with one_line_errors("run"):
@@ -228,7 +247,14 @@ def _run(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from cir_jax.sandbox.doctor import examine
 
-    return int(not examine(args.isolation))
+    return int(not examine(args.isolation, args.runtime))
+
+
+def _build_runtime(args: argparse.Namespace) -> int:
+    from cir_jax.sandbox import packages
+
+    print(packages.find(args.dir).folder)
+    return 0
 
 
 if __name__ == "__main__":

@@ -295,7 +295,7 @@ class Silent:
 
     def submit(self, code, *, seed=0):
         if self.held is None:
-            self.held = Future()
+            self.held, self.code = Future(), code
             return self.held
         return self._sandbox.submit(code, seed=seed)
 
@@ -303,14 +303,22 @@ class Silent:
 def test_a_tool_that_never_returns_ends_its_row(
     cfg, tokenizer, sandbox, params, problems, trajectories
 ):
-    """By rollout.row_timeout_s; what it has written stays, and all other rows are as ever."""
+    """By rollout.row_timeout_s, and so do those of its group that ask for the same program; what
+    they have written stays, and all other rows are as ever."""
     silent = Silent(sandbox)
     groups = sample(cfg, tokenizer, silent, params, problems, slots=16, row_timeout_s=4.0)
     rows = [t for group in groups for t in group]
-    (late,) = [i for i, t in enumerate(rows) if t.stop_reason == "row_time"]
+    late = [i for i, t in enumerate(rows) if t.stop_reason == "row_time"]
+    first = late[0] // 4 * 4
+    assert late == [
+        i
+        for i in range(first, first + 4)
+        if silent.code in [call.code for call in trajectories[i].calls]
+    ]
     for i, (a, b) in enumerate(zip(trajectories, rows, strict=True)):
-        if i == late:
-            assert b.calls == () and b.ids.tolist() == a.ids[: len(b.ids)].tolist()
+        if i in late:
+            assert silent.code not in [call.code for call in b.calls]
+            assert b.ids.tolist() == a.ids[: len(b.ids)].tolist()
             assert "```python" in tokenizer.decode(b.ids) and len(b.ids) < len(a.ids)
         else:
             assert a.ids.tolist() == b.ids.tolist()
@@ -388,6 +396,31 @@ def test_greedy_is_the_most_likely_token(cfg, tokenizer, sandbox, params, proble
     groups = sample(cfg, tokenizer, sandbox, params, problems, temperature=0.0)
     for group in groups:
         assert len({t.ids.tobytes() for t in group}) == 1
+
+
+class Counting:
+    """Keeps what it is asked to run."""
+
+    def __init__(self, sandbox):
+        self._sandbox = sandbox
+        self.asked = []
+
+    def submit(self, code, *, seed):
+        self.asked.append((code, seed))
+        return self._sandbox.submit(code, seed=seed)
+
+
+def test_equal_programs_of_a_group_run_once(cfg, tokenizer, sandbox, params, problems):
+    """Four samples of a problem: those that write the same program read the same run's output."""
+    counting = Counting(sandbox)
+    groups, stats = make_engine(cfg, tokenizer, counting).rollout(
+        params, problems, samples=4, max_calls=3, sampling=Sampling(1.0), phase="test", step=4
+    )
+    calls = [(p, c) for p, group in enumerate(groups) for t in group for c in t.calls]
+    runs = {(p, c.code): c.result for p, c in calls}
+    assert sorted(code for code, _ in counting.asked) == sorted(code for _, code in runs)
+    assert all(runs[p, c.code] is c.result for p, c in calls)
+    assert stats.num_shared == len(calls) - len(runs) > 0
 
 
 def test_nothing_recompiles_after_the_first_step(cfg, tokenizer, sandbox, params, problems):

@@ -1,5 +1,6 @@
 """Whole runs of a tiny config: repeatable, resumable, interruptible, and the command line."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,10 @@ from models_table import ONE_DEVICE_FLAGS
 from cir_jax import config as configs
 from cir_jax import metrics
 from cir_jax.chat.source import find_source
+from cir_jax.evals import codestats
+from cir_jax.sandbox import packages, pool, store
+from cir_jax.sandbox.errors import SandboxError
+from cir_jax.sandbox.store import PROGRAMS
 from cir_jax.train import loop
 from cir_jax.train.display import Display
 
@@ -91,6 +96,42 @@ def test_run_leaves_what_the_readme_says(first):
         assert len(sample["ids"]) == len(sample["author"]) == len(sample["logp"])
     rl = [r for r in lines if r["kind"] == "rl"]
     assert all(r["sampler_mismatch_max"] == 0.0 and r["skipped"] == 0.0 for r in rl)
+
+
+def check_programs(run_dir):
+    """Counts in the metrics are of responses' calls; those that shared a run are once on record."""
+    on_record = [json.loads(line) for line in (run_dir / PROGRAMS).read_bytes().splitlines()]
+    described = json.loads((run_dir / "sandbox.json").read_text())
+    cfg = configs.load_run(run_dir).sandbox
+    limits = dataclasses.asdict(pool.limits_of(cfg))
+    assert on_record[0]["settings"] == described | {"limits": limits}
+    assert described["rung"].startswith("namespaces")
+    assert described["versions"] == packages.locked_versions()
+    assert described["lock"] == packages.lock_hash()
+    timings = metrics.read(run_dir, metrics.TIMINGS)
+    num_runs = sum("key" in line for line in on_record)
+    assert sum(line["runs"] for line in timings) == num_runs > 0
+    for line, seconds in zip(metrics.read(run_dir), timings, strict=True):
+        if line["kind"] == "rl":
+            calls = sum(line[f"programs_{status}"] for status in codestats.ENDS)
+            assert calls == seconds["runs"] + seconds["runs_shared"]
+            assert line["programs_ok"] == round(line["programs_ok_share"] * calls)
+            assert 0 <= seconds["run_p50_s"] <= seconds["run_p99_s"] < cfg.timeout_s + 5
+
+
+def test_programs_are_in_the_metrics_and_on_record(first):
+    check_programs(first)
+
+
+def test_a_recorded_run_is_replayed_without_a_sandbox(first, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "open_sandbox", None)
+    again = run(tmp_path / "again", f"sandbox.replay={str(first)!r}")
+    assert files(again) == files(first)
+    assert (again / "sandbox.json").read_bytes() == (first / "sandbox.json").read_bytes()
+    assert not (again / PROGRAMS).exists()
+    # With other demonstrations, other programs are asked for.
+    with pytest.raises(SandboxError, match="sandbox.replay=.*has left the recorded one"):
+        run(tmp_path / "other", f"sandbox.replay={str(first)!r}", "sft.failed_share=1.0")
 
 
 def test_same_seed_writes_the_same_bytes(first, tmp_path):
@@ -186,7 +227,7 @@ def test_hostile_programs_do_not_stop_a_run(tmp_path, monkeypatch):
         "x = 'a' * 10**11",
         "import os\nwhile True: os.fork()",
     )
-    submit = loop.Sandbox.submit
+    submit = pool.Sandbox.submit
     count = [0]
 
     def replaced(self, code, *, seed=0):
@@ -195,14 +236,22 @@ def test_hostile_programs_do_not_stop_a_run(tmp_path, monkeypatch):
         count[0] += 1
         return submit(self, hostile[count[0] % len(hostile)], seed=seed)
 
-    monkeypatch.setattr(loop.Sandbox, "submit", replaced)
+    monkeypatch.setattr(pool.Sandbox, "submit", replaced)
     weights = ("sft.weights=package:quickstart/cold_start", "rl.steps=1", "sandbox.timeout_s=0.5")
     full = tuple(o for o in TINY if not o.startswith("model.") and not o.startswith("sft."))
     overrides = (*full, *weights, f"run_dir={str(tmp_path / 'run')!r}", "eval.num_problems=1")
     overrides += ("rollout.max_response_tokens=104", "rollout.prompts_per_step=10")
-    run_dir = loop.train(configs.load(ROOT / "configs/quickstart.toml", overrides), Display())
+    cfg = configs.load(ROOT / "configs/quickstart.toml", overrides)
+    run_dir = loop.train(cfg, Display())
     (line,) = [r for r in metrics.read(run_dir) if r["kind"] == "rl"]
     assert count[0] >= 5 and line["calls_per_response"] > 0 and line["programs_ok_share"] == 0.0
+    assert line["programs_crashed"] > 0 and line["programs_timeout"] > 0
+    check_programs(run_dir)
+
+    # Replayed, none of them runs, and all is the same.
+    monkeypatch.setattr(store, "open_sandbox", None)
+    changes = (f"run_dir={str(tmp_path / 'again')!r}", f"sandbox.replay={str(run_dir)!r}")
+    assert files(loop.train(configs.override(cfg, changes), Display())) == files(run_dir)
 
 
 def command(*args):

@@ -166,6 +166,16 @@ class SandboxConfig(Section):
     """namespaces, or nothing runs; landlock is weaker and for containers that forbid namespaces."""
     allow_processes: bool = False
     """Let programs start processes."""
+    runtime: str = ""
+    """Directory of the packages that programs can import, built there if it is missing; empty: one
+    for this version in ~/.cache/cir_jax/runtime; trainer: the trainer's own packages."""
+    record: bool = True
+    """Write every program and its result to programs.jsonl in the run directory."""
+    replay: str = ""
+    """Run directory (or its programs.jsonl) whose results are given again: no program runs, and one
+    that is not on record ends the run; empty: programs run."""
+    recheck_share: Share = 0.01
+    """Share of programs that are run twice, to count those that do not do the same again."""
 
 
 class RewardConfig(Section):

@@ -1,7 +1,6 @@
 """The engine: problems in, trajectories out; recorded trajectories in, the same again out."""
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -17,7 +16,7 @@ from cir_jax.rollout.playback import Playback, at_once
 from cir_jax.rollout.rows import Row
 from cir_jax.rollout.sampling import PLAIN, Sampling, row_keys
 from cir_jax.rollout.schedule import OnTokens, RolloutStats, Schedule, Setting
-from cir_jax.sandbox.pool import Sandbox
+from cir_jax.rollout.sharing import Shared, Submitter, program_seed
 from cir_jax.tokenizer import Tokenizer
 
 
@@ -29,7 +28,7 @@ class Engine:
         model: ModelConfig,
         cfg: RolloutConfig,
         tokenizer: Tokenizer,
-        sandbox: Sandbox | None,
+        sandbox: Submitter | None,
         *,
         template: str,
         max_prompt_tokens: int,
@@ -72,9 +71,10 @@ class Engine:
         problems, each returns its own: an equal share, in order.
 
         A token depends on (seed, phase, step, index of the problem, sample, position) and the
-        weights alone; wall-clock limits, where a row hits one, end it wherever it is. Raises
-        RuntimeError if the sandbox itself fails. What `on_tokens` raises, or a KeyboardInterrupt,
-        leaves the engine as it was; programs that run then go on in the sandbox.
+        weights alone, and so does the seed of each program (sharing.py); wall-clock limits, where
+        a row hits one, end it wherever it is. Raises RuntimeError if the sandbox itself fails.
+        What `on_tokens` raises, or a KeyboardInterrupt, leaves the engine as it was; programs that
+        run then go on in the sandbox.
         """
         each = [sampling] * len(problems) if isinstance(sampling, Sampling) else list(sampling)
         mine = _own_share(len(problems))
@@ -100,12 +100,14 @@ class Engine:
                 for i in range(p * samples, (p + 1) * samples)
             ]
 
+        shared = Shared(self.sandbox)
+
         def submit(row: Row, code: str) -> Future[ExecResult]:
-            place = (self.seed, phase, step, row.index, len(row.calls))
-            digest = hashlib.blake2b(repr(place).encode(), digest_size=4).digest()
-            return self.sandbox.submit(code, seed=int.from_bytes(digest))
+            group = (self.seed, phase, step, row.group)
+            return shared.submit(code, program_seed(code, group, (row.sample, len(row.calls))))
 
         done, stats = Schedule(self._setting(params, submit, on_tokens), rows).run()
+        stats.num_shared = shared.num_shared
         groups = range(0, len(done), samples)
         return [done[i : i + samples] for i in groups], stats
 

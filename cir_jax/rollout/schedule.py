@@ -40,6 +40,7 @@ class RolloutStats:
 
     idle_s: in which the device had nothing to do; of these tool_wait_s waiting for programs
     because no row could decode. host_s: in which this process worked, the device busy or not.
+    num_shared: calls that were answered by an equal program's run.
     """
 
     wall_s: float = 0.0
@@ -48,6 +49,7 @@ class RolloutStats:
     host_s: float = 0.0
     num_segments: int = 0
     num_model_tokens: int = 0
+    num_shared: int = 0
 
 
 # Told of each row's new tokens and who wrote them, as they come in.

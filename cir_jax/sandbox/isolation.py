@@ -15,7 +15,6 @@ import ctypes
 import os
 import resource
 import signal
-import sys
 import time
 from typing import Literal
 
@@ -197,8 +196,8 @@ def _enter_landlock(libraries: runtime.Runtime) -> None:
         for path in libraries.folders:
             if blocked := runtime.blocking_folder(path):
                 raise PermissionError(
-                    f"programs run as a user for whom {blocked} is closed: use an interpreter "
-                    f"outside of it, not {sys.executable}"
+                    f"programs run as a user for whom {blocked} is closed: sandbox.runtime, and "
+                    f"the python that it was built with, have to be elsewhere than {path}"
                 )
         os.setgroups([])
         namespaces.become(uid)

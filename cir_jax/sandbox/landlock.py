@@ -13,7 +13,7 @@ from cir_jax.sandbox import linux
 from cir_jax.sandbox.runtime import Runtime
 
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # EXECUTE, READ_FILE, READ_DIR
-_READ_FILE, _WRITE_FILE = 1 << 2, 1 << 1
+_READ_FILE, _WRITE_FILE, _READ_DIR = 1 << 2, 1 << 1, 1 << 3
 # Number of kinds of access to files by version of the interface; later ones only add others.
 _NUM_FILE_ACCESSES = {1: 13, 2: 14, 3: 15, 4: 15}
 _NUM_FILE_ACCESSES_NEWEST = 16
@@ -36,12 +36,15 @@ def restrict(runtime: Runtime) -> None:
         attributes += struct.pack("=Q", _BOTH_TCP_ACCESSES)
     if version >= 6:
         attributes += struct.pack("=Q", _BOTH_SCOPES)
-    paths = {path: _READ for path in ("/usr", "/lib", "/lib64", "/bin", *runtime.folders)}
+    whole, partial = runtime.parts("/usr", "/lib", "/lib64", "/bin")
+    paths = dict.fromkeys(partial, _READ_DIR) | dict.fromkeys(whole, _READ)
     paths |= {"/dev/null": _READ_FILE | _WRITE_FILE, "/dev/zero": _READ_FILE}
     paths |= {"/dev/urandom": _READ_FILE, "/dev/random": _READ_FILE}
     rules = []
     for path, access in paths.items():
         if os.path.exists(path):
+            # The kernel takes no right of a folder's for a file.
+            access &= -1 if os.path.isdir(path) else ~_READ_DIR
             rules.append((access, os.open(path, os.O_PATH | os.O_CLOEXEC)))
     linux.set_no_new_privileges()
     linux.landlock_restrict(attributes, rules)

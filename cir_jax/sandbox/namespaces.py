@@ -145,6 +145,9 @@ def build_root(runtime: Runtime, user: int | None) -> None:
         _bind(view, _ROOT + runtime.inside(path), device=path.startswith("/dev/"))
     for view in views.values():
         os.close(view)
+    for path in runtime.hidden:
+        over = _ROOT + runtime.inside(path)
+        linux.mount("tmpfs", over, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=4k")
     linux.make_read_only(_ROOT, devices=True)
     _mount_proc()
     linux.enter_root(_ROOT)

@@ -12,8 +12,8 @@ What is NOT covered:
 
 - faults of the kernel that a program without capabilities can use through the calls that the
   filter leaves it;
-- reading what any user of the machine may read under /usr and in the interpreter's folders, the
-  installed packages included: keep secrets out of those;
+- reading what any user of the machine may read under /usr, but for other interpreters' packages,
+  and in the folders of its own interpreter and packages: keep secrets out of those;
 - side channels: timing, load, shared caches;
 - with `allow_processes`: the memory of all of a program's processes together;
 - on `namespaces-flat`: a program can signal its worker (in vain) and see that it exists;
@@ -35,13 +35,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from cir_jax.config import SandboxConfig
 from cir_jax.records import ExecResult
-from cir_jax.sandbox import canary, probe
+from cir_jax.sandbox import canary, packages, probe
 from cir_jax.sandbox.isolation import Rung, cpu_limit_s
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.text import ERROR_TEXTS
@@ -60,6 +60,7 @@ class Sandbox:
       isolation: the rung; instead of "namespaces" it may become "namespaces-flat", with a warning.
       attack: whether to run the attacks of canary.py first, and fail unless all are held off.
       interpreter: the python of the programs; it needs numpy and sympy.
+      facts: about it, for `description`.
 
     Raises:
       SandboxError: the machine does not allow this isolation, or it does not hold.
@@ -73,11 +74,13 @@ class Sandbox:
         isolation: Rung = "namespaces",
         attack: bool = True,
         interpreter: str = sys.executable,
+        facts: Mapping[str, Any] | None = None,
     ):
         self.limits = limits or Limits()
         if isolation == "landlock" and self.limits.allow_processes:
             raise ValueError("allow_processes needs namespaces, which isolation='landlock' has not")
         self.rung = probe.choose_rung(isolation, interpreter)
+        self.description = {"rung": self.rung} | dict(facts or {})
         self._num_oom_kills = _count_oom_kills()
         self._lock = threading.Lock()
         self._statuses: collections.Counter[str] = collections.Counter()
@@ -198,13 +201,23 @@ class Sandbox:
 
 
 def open_sandbox(cfg: SandboxConfig) -> Sandbox:
-    """The sandbox that a config asks for; errors as Sandbox."""
-    limits = Limits(
+    """The sandbox that a config asks for; errors as Sandbox and packages.find."""
+    found = packages.find(cfg.runtime)
+    return Sandbox(
+        limits_of(cfg),
+        num_workers=cfg.num_workers,
+        isolation=cfg.isolation,
+        interpreter=found.interpreter,
+        facts=found.describe(),
+    )
+
+
+def limits_of(cfg: SandboxConfig) -> Limits:
+    return Limits(
         timeout_s=cfg.timeout_s,
         memory_bytes=cfg.memory_bytes,
         allow_processes=cfg.allow_processes,
     )
-    return Sandbox(limits, num_workers=cfg.num_workers, isolation=cfg.isolation)
 
 
 _LAST_LINE_BYTES = 2**16

@@ -1,7 +1,8 @@
 """Which files of the host programs need: the interpreter, its standard library, numpy and sympy."""
 
 import dataclasses
-import importlib.util
+import glob
+import importlib.machinery
 import os
 import sys
 import sysconfig
@@ -14,6 +15,29 @@ _REQUIRED = ("numpy", "sympy")
 class Runtime:
     folders: tuple[str, ...]
     """Real paths on the host, none inside another."""
+    hidden: tuple[str, ...] = ()
+    """Folders inside of these, or of /usr, that are not for programs: others' packages."""
+
+    def parts(self, *others: str) -> tuple[set[str], set[str]]:
+        """These folders and others, without what is hidden in them.
+
+        Returns: paths to be seen with all that is in them, and folders of which only the names in
+          them are to be seen.
+        """
+        whole: set[str] = set()
+        partial: set[str] = set()
+        left = {os.path.realpath(path) for path in (*self.folders, *others)}
+        while left:
+            path = left.pop()
+            if any(_holds(hidden, path) for hidden in self.hidden):
+                continue
+            if any(_holds(path, hidden) for hidden in self.hidden):
+                partial.add(path)
+                inner = {os.path.realpath(os.path.join(path, name)) for name in os.listdir(path)}
+                left |= inner - partial
+            else:
+                whole.add(path)
+        return whole, partial
 
     def inside(self, folder: str) -> str:
         """Where a namespace shows a folder: programs have a /tmp of their own."""
@@ -37,28 +61,54 @@ class Runtime:
         found = []
         for path in paths:
             real = os.path.realpath(path)
+            if any(_holds(hidden, real) for hidden in self.hidden):
+                continue
             for folder in self.folders:
-                if real == folder or real.startswith(folder + "/"):
+                if _holds(folder, real):
                     found.append((self.inside(folder) if moved else folder) + real[len(folder) :])
         return found
 
 
 def find() -> Runtime:
-    """That of the running interpreter.
+    """That of the running interpreter, which has been given this package's folder first.
+
+    Of a virtual environment's base, only the interpreter and its standard library.
 
     Raises:
       ModuleNotFoundError: it lacks numpy or sympy.
     """
-    paths = {sys.prefix, sys.base_prefix, sys.exec_prefix, sysconfig.get_path("stdlib")}
-    paths.add(sysconfig.get_path("platstdlib"))
+    bases = {sys.base_prefix, sys.base_exec_prefix}
+    paths = {sys.prefix, sys.exec_prefix} - bases
+    paths |= {os.path.join(base, name) for base in bases for name in ("bin", "lib", "lib64")}
+    paths = {path for path in paths if os.path.isdir(path)}
+    paths |= {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    libraries = set()
     for name in LIBRARIES:
-        spec = importlib.util.find_spec(name)
+        # The first folder may be the trainer's, with its packages.
+        spec = importlib.machinery.PathFinder.find_spec(name, sys.path[1:])
         if spec is None or spec.origin is None:
             if name in _REQUIRED:
                 raise ModuleNotFoundError(f"{sys.executable} has no {name}, which programs need")
             continue
-        paths.add(os.path.dirname(os.path.dirname(spec.origin)))
-    return Runtime(_outermost({os.path.realpath(path) for path in paths}))
+        libraries.add(os.path.realpath(os.path.dirname(os.path.dirname(spec.origin))))
+    hidden = set() if sys.prefix in bases else _others_packages(bases, libraries)
+    return Runtime(
+        _outermost({os.path.realpath(path) for path in paths} | libraries), _outermost(hidden)
+    )
+
+
+def _others_packages(bases: set[str], libraries: set[str]) -> set[str]:
+    """Where packages of other interpreters lie, in what programs can otherwise read."""
+    found = set()
+    for base in {"/usr", "/usr/local", *bases}:
+        for kind in ("site-packages", "dist-packages"):
+            found |= set(glob.glob(f"{glob.escape(base)}/lib*/python3*/{kind}"))
+    real = {os.path.realpath(path) for path in found}
+    return {path for path in real if not any(_holds(path, library) for library in libraries)}
+
+
+def _holds(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(folder + "/")
 
 
 def _outermost(paths: set[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from cir_jax.rl.advantage import ADVANTAGES
 from cir_jax.rl.batch import Sequence1D, TrainBatch, max_micro, pack
 from cir_jax.rollout.engine import Engine
 from cir_jax.rollout.sampling import Sampling
-from cir_jax.sandbox.pool import Sandbox, open_sandbox
+from cir_jax.sandbox.store import Replay, Store, open_store
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import weights
 from cir_jax.train.checkpoint import Checkpoints, Place
@@ -43,6 +44,7 @@ from cir_jax.train.step import make_update, old_logprobs, rl_loss_fn, sft_loss_f
 
 # The table's rows, by the phase that is about to begin.
 STAGES = {"sft": "before SFT", "rl": "after SFT", "done": "after RL"}
+SANDBOX_FILE = "sandbox.json"
 
 
 class Interrupted(Exception):
@@ -57,7 +59,7 @@ class Run:
     dir: Path
     mesh: Mesh
     tokenizer: Tokenizer
-    sandbox: Sandbox
+    sandbox: Store | Replay
     grader: Grader
     engine: Engine
     checkpoints: Checkpoints
@@ -93,18 +95,22 @@ class Run:
         by_task = {f"accuracy/{task}": value for task, value in result.by_task.items()}
         row = {"stage": STAGES[phase]} | result.summary | by_task
         row |= metrics.reason_counts(result.scores)
-        self.writer.write("eval", step, row, {"wall_s": result.stats.wall_s})
+        seconds = {"wall_s": result.stats.wall_s} | self.sandbox.figures()
+        self.writer.write("eval", step, row, seconds)
 
 
 @contextlib.contextmanager
-def open_run(cfg: Config, run_dir: Path, display: Display) -> Iterator[Run]:
-    """Starts workers and engine; on the way out waits for saves and ends the workers."""
+def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> Iterator[Run]:
+    """Starts workers and engine; on the way out waits for saves and ends the workers.
+
+    record: whether programs are written down, if the config says so.
+    """
     with contextlib.ExitStack() as stack:
         # Workers first: a machine that cannot isolate programs is found out before jax comes up.
         grader = stack.enter_context(
             Grader(num_workers=cfg.reward.num_workers, timeout_s=cfg.reward.timeout_s)
         )
-        sandbox = stack.enter_context(open_sandbox(cfg.sandbox))
+        sandbox = stack.enter_context(open_store(cfg.sandbox, run_dir if record else None))
         mesh = meshes.make_mesh(cfg.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         tokenizer = Tokenizer(configs.asset_dir(cfg.tokenizer))
@@ -150,9 +156,10 @@ def train(cfg: Config, display: Display) -> Path:
     """
     run_dir = find_run_dir(cfg)
     display.note(f"run directory: {run_dir}")
-    with open_run(cfg, run_dir, display) as run:
+    with open_run(cfg, run_dir, display, record=True) as run:
         state, place = restore(run) if cfg.resume else (None, Place("start", 0))
         configs.save_run(cfg, run_dir)
+        save_description(run)
         if place.phase == "start":
             params = init_params(cfg.model, run.mesh, cfg.seed)
             run.record_stage(params, "sft", 0)
@@ -171,6 +178,15 @@ def train(cfg: Config, display: Display) -> Path:
             run.save(state, "done", cfg.rl.steps)
         display.table([r for r in metrics.read(run_dir) if r["kind"] == "eval"])
     return run_dir
+
+
+def save_description(run: Run) -> None:
+    """Writes what programs run on into the run directory; says so if it is not what it was."""
+    text = json.dumps(run.sandbox.description, indent=1) + "\n"
+    path = run.dir / SANDBOX_FILE
+    if path.exists() and path.read_text() != text:
+        run.display.note(f"programs run on something else than before; {path} says on what")
+    path.write_text(text)
 
 
 def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
@@ -201,7 +217,7 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
                 state, put(batch, run.mesh), old_logp, jnp.int32(num_micro), jnp.float32(1.0)
             )
             figures = metrics.plain(figures)
-        run.writer.write("sft", step + 1, figures, timer.seconds)
+        run.writer.write("sft", step + 1, figures, timer.seconds | run.sandbox.figures())
         run.display.step(step + 1, {"loss": figures["loss"]})
         run.save_if_due(state, "sft", step + 1)
     return state.params
@@ -240,6 +256,7 @@ def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
 
         timer.seconds |= {"tool_wait_s": stats.tool_wait_s, "device_idle_s": stats.idle_s}
         timer.seconds["tokens_per_s"] = stats.num_model_tokens / stats.wall_s
+        timer.seconds |= run.sandbox.figures() | {"runs_shared": stats.num_shared}
         summary = code_stats(trajectories, scores)
         reward = float(np.mean([s.value for s in scores]))
         record = {"reward": reward, "max_calls": budget} | summary | figures
@@ -352,7 +369,7 @@ def newest(cfg: Config, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainStat
 
 def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
     """Evaluates a run's newest checkpoint and prints its row of the table; writes nothing."""
-    with open_run(cfg, run_dir, display) as run:
+    with open_run(cfg, run_dir, display, record=False) as run:
         state, place = _saved(newest(cfg, run.checkpoints, run.mesh), run_dir)
         result = run.evaluate(state.params)
         begun = place.phase == "done" or place.step == 0

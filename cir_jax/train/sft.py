@@ -12,7 +12,8 @@ from cir_jax.data.demonstrations import Demonstration, demonstration
 from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
 from cir_jax.rollout.fence import BOUNDARIES, Boundary
-from cir_jax.sandbox.pool import Sandbox, open_sandbox
+from cir_jax.sandbox.executor import Executor
+from cir_jax.sandbox.pool import open_sandbox
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
@@ -55,7 +56,7 @@ class SFTData:
     by the batch size are not used.
     """
 
-    def __init__(self, cfg: Config, tokenizer: Tokenizer, sandbox: Sandbox):
+    def __init__(self, cfg: Config, tokenizer: Tokenizer, sandbox: Executor):
         if cfg.sft.batch_size > cfg.sft.num_trajectories:
             raise ValueError(
                 f"sft.batch_size={cfg.sft.batch_size}: more than "

@@ -1,0 +1,29 @@
+"""What runs programs, as those see it that hand them in."""
+
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from cir_jax.records import ExecResult
+from cir_jax.sandbox.limits import Limits
+
+
+class Executor(Protocol):
+    """A sandbox of this host's (pool.py)."""
+
+    limits: Limits
+    description: dict[str, Any]
+    """What, besides limits, program and seed, may decide what programs print: JSON values."""
+
+    def submit(self, code: str, *, seed: int = 0) -> Future[ExecResult]:
+        """Queues a program. `seed` is for its random numbers.
+
+        Each future has one result, in any order; it raises RuntimeError if the executor itself
+        has ended.
+        """
+        ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def close(self) -> None:
+        """Ends all programs. May be called twice."""
+        ...
