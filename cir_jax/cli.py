@@ -9,7 +9,7 @@ from cir_jax import config as configs
 from cir_jax.arguments import one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
-from cir_jax.config import Config, ConfigError, SandboxConfig
+from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import tasks
 from cir_jax.sandbox.errors import SandboxError
 
@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument(
         "--timeout", type=positive, help=f"seconds (default: {SandboxConfig().timeout_s:g})"
     )
+    runner.add_argument(
+        "--url", type=_service_url, default="", help="of a service that runs it, as sandbox.url"
+    )
     runner.set_defaults(run=_run)
 
     doctor = commands.add_parser(
@@ -146,6 +149,14 @@ def _parser() -> argparse.ArgumentParser:
 
     bench_commands.add(commands)
     return parser
+
+
+def _service_url(text: str) -> str:
+    try:
+        return SandboxConfig(url=text).url
+    except ValueError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise argparse.ArgumentTypeError(f"{text}: {reason}") from error
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +240,13 @@ def _run(args: argparse.Namespace) -> int:
     from cir_jax.sandbox.pool import open_sandbox
     from cir_jax.sandbox.text import result_text
 
-    cfg = SandboxConfig(num_workers=1, isolation=args.isolation, runtime=args.runtime)
+    cfg = SandboxConfig(
+        num_workers=1,
+        isolation=args.isolation,
+        runtime=args.runtime,
+        url=args.url,
+        max_requests=1,
+    )
     if args.timeout:
         cfg = cfg.model_copy(update={"timeout_s": float(args.timeout)})
     with one_line_errors("run"):
@@ -239,7 +256,7 @@ def _run(args: argparse.Namespace) -> int:
         result = sandbox.submit(code, seed=args.seed).result()
     if result.status == "infra":
         raise SandboxError(result.error)
-    print(result_text(result))
+    print(result_text(result, ResultConfig()))
     print(f"status: {result.status}, {result.wall_s:.3f} s", file=sys.stderr)
     return int(result.status != "ok")
 

@@ -13,7 +13,7 @@ import pytest
 
 from cir_jax import config as configs
 from cir_jax import mesh as meshes
-from cir_jax.config import MeshConfig
+from cir_jax.config import MeshConfig, ResultConfig
 from cir_jax.data import pipeline
 from cir_jax.models import hf
 from cir_jax.records import Author
@@ -142,7 +142,8 @@ def check_parts(cfg, tokenizer, trajectories):
         for turn, call in zip(model_turns(t, tokenizer), t.calls, strict=False):
             assert turn.startswith(f"```python\n{call.code}```") or call.code in turn
             trailing = turn[turn.index(call.code) + len(call.code) + 3 :]
-            put_back += tokenizer.encode(put_back_text(result_text(call.result), trailing))
+            text = result_text(call.result, cfg.rollout.result)
+            put_back += tokenizer.encode(put_back_text(text, trailing))
         assert t.ids[t.author == Author.TOOL].tolist() == put_back[: (t.author == 2).sum()]
         assert sum(c.num_tool_tokens for c in t.calls) == (t.author == Author.TOOL).sum()
         assert np.all(t.logp[t.author != Author.MODEL] == 0)
@@ -151,6 +152,15 @@ def check_parts(cfg, tokenizer, trajectories):
             assert t.ids[-1] == tokenizer.eos_id and t.author[-1] == Author.MODEL
         else:
             assert t.num_response_tokens == cfg.rollout.max_response_tokens
+
+
+def test_results_are_worded_as_the_config_says(cfg, tokenizer, sandbox, params, problems):
+    changes = {"result": ResultConfig(prefix="Results:\n", max_chars=2)}
+    groups = sample(cfg, tokenizer, sandbox, params, problems[:4], slots=16, **changes)
+    trajectories = [t for group in groups for t in group]
+    assert any(len(c.result.stdout.strip()) > 2 for t in trajectories for c in t.calls)
+    rollout = cfg.rollout.model_copy(update=changes)
+    check_parts(cfg.model_copy(update={"rollout": rollout}), tokenizer, trajectories)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The sandbox: programs behave as in plain python, and hostile ones harm nothing else."""
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -8,12 +9,15 @@ import time
 
 import pytest
 
+from cir_jax.config import ResultConfig
 from cir_jax.records import ExecResult
+from cir_jax.sandbox import text
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
-from cir_jax.sandbox.text import ERROR_TEXTS, result_text
+from cir_jax.sandbox.text import ERROR_TEXTS
 
+result_text = functools.partial(text.result_text, cfg=ResultConfig())
 LIMITS = Limits(timeout_s=1.5, memory_bytes=2**29, output_bytes=100_000)
 
 
@@ -128,6 +132,8 @@ def test_runs_like_plain_python(sandbox, code, stdout):
         ("import os\nprint('x')\nos._exit(137)", "x\n", "SystemExit: 137"),
         ("import sys\nsys.exit('message')", "", "message"),
         ("def f(): return f()\nf()", "", "RecursionError: maximum recursion depth exceeded"),
+        # Plain python would end itself by a signal, after the same traceback.
+        ("raise KeyboardInterrupt", "", "KeyboardInterrupt"),
         ("int('1' * 5000)", "", "ValueError: Exceeds the limit (4300 digits)"),
     ],
 )
@@ -315,3 +321,16 @@ def test_result_text():
     assert texts == set(ERROR_TEXTS.values()) and len(texts) == 3
     with pytest.raises(ValueError, match="sandbox"):
         result_text(ExecResult("infra", "", "OSError"))
+
+
+def test_result_text_of_other_recipes():
+    prefix = "Code Execution Results:\n"
+    cfg = ResultConfig(prefix=prefix, max_chars=7)
+    assert text.result_text(ExecResult("ok", " 1\n"), cfg) == f"{prefix}1"
+    assert text.result_text(ExecResult("ok", "1234567"), cfg) == f"{prefix}1234567"
+    assert text.result_text(ExecResult("ok", "12345678"), cfg) == f"{prefix}123...678"
+    assert text.result_text(ExecResult("error", "", "E: x"), cfg) == f"{prefix}E: x"
+    # Half a character is none.
+    assert text.result_text(ExecResult("ok", "12"), ResultConfig(max_chars=1)) == "..."
+    with pytest.raises(ValueError, match="output block"):
+        ResultConfig(prefix="```output")

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from cir_jax.config import ConfigError
+from cir_jax.config import ConfigError, ResultConfig, RolloutConfig
 from cir_jax.data import pipeline, tasks
 from cir_jax.data.demonstrations import demonstration, guess, programs
 from cir_jax.data.tasks import TASKS, number_words, problem, split_of
@@ -208,9 +208,9 @@ def test_programs_run_as_shown(sandbox, name):
     pairs = [[sandbox.submit(code) for code in programs(p)] for p in problems]
     for p, (good, bad) in zip(problems, pairs, strict=True):
         result = good.result(60)
-        assert (result.status, result_text(result)) == ("ok", p.answer)
+        assert (result.status, result_text(result, ResultConfig())) == ("ok", p.answer)
         result = bad.result(60)
-        assert result.status == "error" and "Error" in result_text(result)
+        assert result.status == "error" and "Error" in result_text(result, ResultConfig())
 
 
 def demos(name, count, **shares):
@@ -288,11 +288,15 @@ def test_demonstrations_are_cut_where_the_engine_notices_calls(name):
     demo = demonstration("sum", 0, text_share=0.0, failed_share=1.0)
     assert len(demo.programs) == 2
     results = [ExecResult("error", error="NameError: x"), ExecResult("ok", stdout="7")]
-    parts = segments(demo, results, "{question}\n", boundary)
+    parts = segments(demo, results, "{question}\n", RolloutConfig(boundary=name))
     *turns, last = [text for author, text in parts if author == Author.MODEL]
     assert [boundary.find_call(text) for text in turns] == [(p + "\n", "") for p in demo.programs]
     assert boundary.find_call(last) is None
     outputs = [text for author, text in parts if author == Author.TOOL]
     assert outputs == [boundary.put_back(text, "") for text in ("NameError: x", "7")]
+    # A prefix of results is no part of the answer.
+    cfg = RolloutConfig(boundary=name, result=ResultConfig(prefix="Results:\n"))
+    *_, (_, prefixed), (_, end) = segments(demo, results, "{question}\n", cfg)
+    assert prefixed == boundary.put_back("Results:\n7", "") and end == last
     # The whole reads the same, whoever writes the output block's opening.
     assert f"{demo.programs[1]}\n```\n```output\n7\n```\nThe answer" in "".join(t for _, t in parts)

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from cir_jax.bench import programs
-from cir_jax.config import ConfigError
+from cir_jax.config import ConfigError, ResultConfig
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
 
@@ -76,7 +76,7 @@ def _wait_for_spare(sandbox: Sandbox, num_ready: int) -> None:
 def _measure(sandbox: Sandbox, name: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     started = time.perf_counter()
     futures = [sandbox.submit(code) for code, _ in pairs]
-    texts = [result_text(future.result()) for future in futures]
+    texts = [result_text(future.result(), ResultConfig()) for future in futures]
     wall_s = time.perf_counter() - started
     num_right = sum(text == want for text, (_, want) in zip(texts, pairs, strict=True))
     alone = sorted(_seconds(sandbox, code) for code, _ in pairs[: max(1, len(pairs) // 2)])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cir_jax.config import ResultConfig
 from cir_jax.records import Author, Call, ExecResult, Problem, Trajectory
 from cir_jax.rollout import fence
 from cir_jax.sandbox.text import result_text
@@ -100,7 +101,9 @@ class Writer:
         )
         self._block = tokenizer.encode(f"\n```python\n{_CODE}```")
         result = ExecResult("ok", stdout=_OUTPUT)
-        self.output = tokenizer.encode(self.boundary.put_back(result_text(result), ""))
+        self.output = tokenizer.encode(
+            self.boundary.put_back(result_text(result, ResultConfig()), "")
+        )
         # One word at least before a block.
         self.least = len(self._block) + 1
 

@@ -65,7 +65,7 @@ class Programs:
         self._sandbox = open_sandbox(cfg)
         self._latest: Future[ExecResult] | None = None
 
-    def submit(self, code: str, *, seed: int) -> Future[ExecResult]:
+    def submit(self, code: str, *, seed: int = 0) -> Future[ExecResult]:
         self._latest = self._sandbox.submit(code, seed=seed)
         self._started()
         return self._latest

@@ -1,5 +1,6 @@
 """A run's config: every other section, from data to checkpoints, and the whole."""
 
+import urllib.parse
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -87,6 +88,22 @@ class SFTConfig(Section):
 Budget = NonNegativeInt | tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 
 
+class ResultConfig(Section):
+    """What the model reads of a program's result: stripped stdout, or the error's last line."""
+
+    max_chars: PositiveInt = 400
+    """Of a longer text the first and the last half are kept, with ... between (CIR: 400)."""
+    prefix: str = ""
+    """Stands before it, line break included, and is not cut (R1-CI: Code Execution Results:)."""
+
+    @pydantic.field_validator("prefix")
+    @classmethod
+    def _keeps_the_block(cls, value: str) -> str:
+        if "```" in value:
+            raise ValueError("must not hold ```, which would end the output block")
+        return value
+
+
 class RolloutConfig(Section):
     """Sampling with code execution between decode segments."""
 
@@ -130,6 +147,8 @@ class RolloutConfig(Section):
     """Rows whose prompts or tool outputs go through the model together."""
     prefill_chunk: PositiveInt = 64
     """Tokens of each of them at a time."""
+    result: ResultConfig = ResultConfig()
+    """What the model reads of a program's result."""
     cache_dtype: Literal["compute", "int8"] = "compute"
     """Type in which decoding keeps keys and values: compute.dtype, or int8 with one scale for each
     vector, about half of bfloat16's memory; no entry is off by more than a 254th of its vector's
@@ -154,12 +173,16 @@ class RolloutConfig(Section):
 
 
 class SandboxConfig(Section):
-    """Worker processes that run model-written programs."""
+    """Where and how model-written programs run."""
 
+    url: str = ""
+    """Of a SandboxFusion-compatible service that runs them; empty: worker processes here do."""
+    max_requests: PositiveInt = 16
+    """Programs sent to that service at the same time."""
     num_workers: PositiveInt = 2
     """Programs run at the same time on this host."""
     timeout_s: PositiveFloat = 5.0
-    """Wall time per program, seconds (CIR: 5)."""
+    """Wall time per program, seconds (CIR: 5; R1-CI: 60)."""
     memory_bytes: PositiveInt = 2 * 1024**3
     """Address space per program, bytes."""
     isolation: Literal["namespaces", "landlock"] = "namespaces"
@@ -176,6 +199,19 @@ class SandboxConfig(Section):
     that is not on record ends the run; empty: programs run."""
     recheck_share: Share = 0.01
     """Share of programs that are run twice, to count those that do not do the same again."""
+
+    @pydantic.field_validator("url")
+    @classmethod
+    def _of_a_service(cls, value: str) -> str:
+        problem = "must be http://HOST:PORT or https://HOST, with a path if it has one"
+        try:
+            parts = urllib.parse.urlsplit(value)
+            is_right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            is_right = False
+        if value and (not is_right or "@" in parts.netloc or parts.query or parts.fragment):
+            raise ValueError(problem)
+        return value
 
 
 class RewardConfig(Section):

@@ -209,8 +209,9 @@ class Schedule:
                     raise RuntimeError(
                         f"sandbox failed on {row.problem.problem_id}: {result.error}"
                     )
-                text = self.setting.boundary.put_back(result_text(result), trailing)
-                ids = self.setting.tokenizer.encode(text)
+                text = result_text(result, self.cfg.result)
+                block = self.setting.boundary.put_back(text, trailing)
+                ids = self.setting.tokenizer.encode(block)
                 count = row.write(ids, Author.TOOL)
                 row.calls.append(Call(code, result, count))
                 row.turn, row.pending, row.outgoing = row.length, None, ids[:count]

@@ -8,7 +8,7 @@ from cir_jax.sandbox.limits import Limits
 
 
 class Executor(Protocol):
-    """A sandbox of this host's (pool.py)."""
+    """A sandbox of this host's (pool.py), or a service elsewhere (remote.py)."""
 
     limits: Limits
     description: dict[str, Any]

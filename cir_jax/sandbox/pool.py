@@ -25,7 +25,6 @@ lock (if that code never pauses, a third of the throughput of trivial programs i
 be one more thing that can die. No deadline depends on the thread: the workers enforce it.
 """
 
-import collections
 import dataclasses
 import json
 import logging
@@ -33,8 +32,6 @@ import math
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -44,6 +41,8 @@ from cir_jax.records import ExecResult
 from cir_jax.sandbox import canary, packages, probe
 from cir_jax.sandbox.isolation import Rung, cpu_limit_s
 from cir_jax.sandbox.limits import Limits
+from cir_jax.sandbox.outcome import Tally, as_text, last_line, outcome
+from cir_jax.sandbox.remote import RemoteSandbox
 from cir_jax.sandbox.text import ERROR_TEXTS
 from cir_jax.workers import FailureReason, TryAgain, WorkerPool
 
@@ -82,10 +81,7 @@ class Sandbox:
         self.rung = probe.choose_rung(isolation, interpreter)
         self.description = {"rung": self.rung} | dict(facts or {})
         self._num_oom_kills = _count_oom_kills()
-        self._lock = threading.Lock()
-        self._statuses: collections.Counter[str] = collections.Counter()
-        self._run_s: collections.deque[float] = collections.deque(maxlen=_NUM_TIMES)
-        self._queue_s: collections.deque[float] = collections.deque(maxlen=_NUM_TIMES)
+        self._tally = Tally()
         self._pool = WorkerPool(
             "cir_jax.sandbox.zygote",
             [self.rung, json.dumps(dataclasses.asdict(self.limits))],
@@ -102,8 +98,7 @@ class Sandbox:
         try:
             if attack:
                 canary.check(self.submit, self.limits, self.rung)
-                for own in (self._statuses, self._run_s, self._queue_s):
-                    own.clear()
+                self._tally.clear()
         except BaseException:
             self.close()
             raise
@@ -113,32 +108,14 @@ class Sandbox:
 
         The future raises RuntimeError if no worker can be started.
         """
-        started = time.monotonic()
-        future = self._pool.submit({"seed": seed}, data=code.encode(errors="surrogatepass"))
-        future.add_done_callback(lambda done: self._record(done, started))
-        return future
-
-    def _record(self, future: Future[ExecResult], started: float) -> None:
-        if future.cancelled() or future.exception():
-            return
-        result, wall_s = future.result(), time.monotonic() - started
-        with self._lock:
-            self._statuses[result.status] += 1
-            self._run_s.append(result.wall_s)
-            self._queue_s.append(max(0.0, wall_s - result.wall_s))
+        data = code.encode(errors="surrogatepass")
+        return self._tally.watch(self._pool.submit({"seed": seed}, data=data))
 
     def stats(self) -> dict[str, Any]:
         """Counts of jobs, retries, restarts, recycled workers and host-side timeouts; "workers":
         mode and start-up time of each ready worker; "pids"; "rung"; "statuses": programs by
         status; "run_s" and "queue_s": [median, 99 %] of the last programs' seconds."""
-        with self._lock:
-            own = {
-                "rung": self.rung,
-                "statuses": dict(self._statuses),
-                "run_s": _percentiles(self._run_s),
-                "queue_s": _percentiles(self._queue_s),
-            }
-        return self._pool.stats() | own
+        return self._pool.stats() | self._tally.stats() | {"rung": self.rung}
 
     def close(self) -> None:
         """Ends all workers and programs. May be called twice."""
@@ -164,19 +141,18 @@ class Sandbox:
                 raise ValueError(f"{seconds!r} seconds")
         stdout = self._read(outputs[0])
         exit_code = os.waitstatus_to_exitcode(wait_status)
-        if not in_time or self._is_out_of_cpu_time(exit_code, cpu_s):
-            result = ExecResult("timeout", stdout, ERROR_TEXTS["timeout"], wall_s)
-            if delay_s > self.limits.timeout_s / 2:
-                raise TryAgain(result)  # it had less than half a core: ours to answer for
-            return result
-        if exit_code == 0:
-            return ExecResult("ok", stdout, "", wall_s)
-        error = _last_line(outputs[1]) or f"SystemExit: {exit_code}"
-        if exit_code < 0:
-            status = "oom" if self._was_oom_kill(exit_code) else "crashed"
-        else:
-            status = "oom" if _is_memory_error(error) else "error"
-        return ExecResult(status, stdout, ERROR_TEXTS.get(status, error), wall_s)
+        in_time = in_time and not self._is_out_of_cpu_time(exit_code, cpu_s)
+        result = outcome(
+            exit_code,
+            stdout,
+            _last_line(outputs[1]),
+            wall_s,
+            in_time=in_time,
+            oom_killed=exit_code < 0 and in_time and self._was_oom_kill(exit_code),
+        )
+        if not in_time and delay_s > self.limits.timeout_s / 2:
+            raise TryAgain(result)  # it had less than half a core: ours to answer for
+        return result
 
     def _is_out_of_cpu_time(self, exit_code: int, cpu_s: float) -> bool:
         if exit_code == -signal.SIGXCPU:
@@ -193,15 +169,20 @@ class Sandbox:
         limit = self.limits.output_bytes
         data = os.pread(fd, limit + 1, 0)
         if len(data) <= limit:
-            return _text(data)
+            return as_text(data)
         size = os.fstat(fd).st_size
         head, tail = limit - limit // 2, limit // 2
         cut = b"\n... %d bytes cut ...\n" % (size - limit)
-        return _text(os.pread(fd, head, 0) + cut + os.pread(fd, tail, size - tail))
+        return as_text(os.pread(fd, head, 0) + cut + os.pread(fd, tail, size - tail))
 
 
-def open_sandbox(cfg: SandboxConfig) -> Sandbox:
-    """The sandbox that a config asks for; errors as Sandbox and packages.find."""
+def open_sandbox(cfg: SandboxConfig) -> Sandbox | RemoteSandbox:
+    """The sandbox that a config asks for, here or elsewhere.
+
+    Errors as Sandbox, RemoteSandbox and packages.find.
+    """
+    if cfg.url:
+        return RemoteSandbox(cfg.url, limits_of(cfg), max_requests=cfg.max_requests)
     found = packages.find(cfg.runtime)
     return Sandbox(
         limits_of(cfg),
@@ -221,27 +202,12 @@ def limits_of(cfg: SandboxConfig) -> Limits:
 
 
 _LAST_LINE_BYTES = 2**16
-_NUM_TIMES = 10_000
-
-
-def _percentiles(seconds: Sequence[float]) -> list[float]:
-    ordered = sorted(seconds)
-    return [ordered[len(ordered) * share // 100] for share in (50, 99)] if ordered else []
 
 
 def _last_line(fd: int) -> str:
     size = os.fstat(fd).st_size
     start = max(0, size - _LAST_LINE_BYTES)
-    return _text(os.pread(fd, size - start, start)).strip().rpartition("\n")[2].strip()
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace").replace("\0", "")
-
-
-def _is_memory_error(error: str) -> bool:
-    name = error.partition(":")[0]
-    return name.rpartition(".")[2] in ("MemoryError", "_ArrayMemoryError")
+    return last_line(os.pread(fd, size - start, start))
 
 
 def _count_oom_kills() -> int:

@@ -9,6 +9,7 @@ printed; there is no main.py on disk; objects still alive at the end are not des
 import ast
 import atexit
 import builtins
+import importlib
 import linecache
 import os
 import random
@@ -36,9 +37,7 @@ def prepare(folder: str) -> None:
 
     Also does once what `run` does before and after a program's own code, to have it loaded.
     """
-    sys.argv = [_FILENAME]
-    sys.path.insert(0, folder)
-    sys.stdout.reconfigure(line_buffering=True)
+    settle(folder)
     linecache.getlines(_FILENAME)
     try:
         exec(compile(_parse(b"1 / 0"), _FILENAME, "exec"), {})
@@ -47,16 +46,31 @@ def prepare(folder: str) -> None:
     seed(0)
 
 
+def settle(folder: str) -> None:
+    """What a process needs to run programs in `folder`."""
+    sys.argv = [_FILENAME]
+    sys.path.insert(0, folder)
+    sys.stdout.reconfigure(line_buffering=True)
+
+
 def seed(number: int) -> None:
     """In the worker, before it forks: sets the next program's random numbers."""
-    import numpy.random
-    import sympy.core.random
+    for name, seeder in SEEDERS.items():
+        seeder(importlib.import_module(name), number)
 
-    random.seed(number)
-    numpy.random.seed(number % 2**32)
-    sympy.core.random.seed(number)
-    # Where a numpy generator that is made without a seed takes its bits from.
-    numpy.random.bit_generator.randbits = random.Random(number).getrandbits
+
+def _seed_numpy(numpy_random: types.ModuleType, number: int) -> None:
+    numpy_random.seed(number % 2**32)
+    # Where a generator that is made without a seed takes its bits from.
+    numpy_random.bit_generator.randbits = random.Random(number).getrandbits
+
+
+SEEDERS = {
+    "random": lambda module, number: module.seed(number),
+    "numpy.random": _seed_numpy,
+    "sympy.core.random": lambda module, number: module.seed(number),
+}
+"""Of each module with random numbers: what sets them, given the module and a number."""
 
 
 def _parse(code: bytes) -> ast.Module:

@@ -1,9 +1,7 @@
 """The text of a result that is put back into the model's context."""
 
+from cir_jax.config import ResultConfig
 from cir_jax.records import ExecResult
-
-MAX_RESULT_CHARS = 400
-_KEPT_CHARS = 200
 
 ERROR_TEXTS = {
     "timeout": "TimeoutError: the program ran longer than its time limit",
@@ -13,11 +11,12 @@ ERROR_TEXTS = {
 """One fixed text for each way in which a program can be stopped."""
 
 
-def result_text(result: ExecResult) -> str:
+def result_text(result: ExecResult, cfg: ResultConfig) -> str:
     """What the model reads of a result.
 
     Stripped stdout, or the last line of the traceback if the program failed, or the fixed text of
-    a timeout, crash or lack of memory. Over 400 characters: the first 200, "...", the last 200.
+    a timeout, crash or lack of memory. Over `cfg.max_chars` characters: the first half of so many,
+    "...", the last half. `cfg.prefix` stands before it.
 
     Raises:
       ValueError: the sandbox itself failed; such a result says nothing about the program.
@@ -31,6 +30,7 @@ def result_text(result: ExecResult) -> str:
     else:
         text = ERROR_TEXTS[result.status]
     text = text.strip()
-    if len(text) > MAX_RESULT_CHARS:
-        return f"{text[:_KEPT_CHARS]}...{text[-_KEPT_CHARS:]}"
-    return text
+    if len(text) > cfg.max_chars:
+        half = cfg.max_chars // 2
+        text = f"{text[:half]}...{text[len(text) - half :]}"
+    return cfg.prefix + text

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cir_jax.config import Config
+from cir_jax.config import Config, RolloutConfig
 from cir_jax.data.demonstrations import Demonstration, demonstration
 from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
-from cir_jax.rollout.fence import BOUNDARIES, Boundary
+from cir_jax.rollout.fence import BOUNDARIES
 from cir_jax.sandbox.executor import Executor
 from cir_jax.sandbox.pool import open_sandbox
 from cir_jax.sandbox.text import result_text
@@ -22,16 +22,17 @@ _STEPS_AHEAD = 4
 
 
 def segments(
-    demo: Demonstration, results: Sequence[ExecResult], template: str, boundary: Boundary
+    demo: Demonstration, results: Sequence[ExecResult], template: str, cfg: RolloutConfig
 ) -> list[tuple[Author, str]]:
     """The trajectory's stretches of text by author, as a rollout would have written them."""
+    boundary = BOUNDARIES[cfg.boundary]
     out = [(Author.PROMPT, prompt_text(template, demo.problem))]
     text = ""
     for code, result in zip(demo.programs, results, strict=True):
-        text = result_text(result)
+        text = result_text(result, cfg.result)
         out.append((Author.MODEL, f"```python\n{code}\n```{boundary.written}"))
         out.append((Author.TOOL, boundary.put_back(text, trailing="")))
-    answer = text if demo.answer is None else demo.answer
+    answer = text.removeprefix(cfg.result.prefix) if demo.answer is None else demo.answer
     out.append((Author.MODEL, f"The answer is \\boxed{{{answer}}}.{END_OF_TEXT}"))
     return out
 
@@ -95,8 +96,7 @@ class SFTData:
         if index not in self._sequences:
             demo, futures = self._started.pop(index)
             results = [future.result() for future in futures]
-            boundary = BOUNDARIES[self._cfg.rollout.boundary]
-            parts = segments(demo, results, self._cfg.data.template, boundary)
+            parts = segments(demo, results, self._cfg.data.template, self._cfg.rollout)
             self._sequences[index] = tokenize(parts, self._tokenizer)
         return self._sequences[index]
 
@@ -106,11 +106,10 @@ def train_tokenizer(cfg: Config, directory: Path) -> None:
     with open_sandbox(cfg.sandbox) as sandbox:
         demos = [_demonstration(cfg, i) for i in range(cfg.sft.num_trajectories)]
         futures = [[sandbox.submit(code) for code in demo.programs] for demo in demos]
-        boundary = BOUNDARIES[cfg.rollout.boundary]
         texts = [
             text.removesuffix(END_OF_TEXT)
             for demo, row in zip(demos, futures, strict=True)
-            for _, text in segments(demo, [f.result() for f in row], cfg.data.template, boundary)
+            for _, text in segments(demo, [f.result() for f in row], cfg.data.template, cfg.rollout)
         ]
     train_bpe(texts, cfg.model.vocab_size, directory)
 
