@@ -4,9 +4,7 @@ From the pool: {"id", "job"}. From the worker: {"ready": info} once, then {"id",
 job, with "last": true if it wants to be replaced.
 """
 
-import ctypes
 import json
-import signal
 import socket
 import struct
 from collections.abc import Callable, Mapping
@@ -29,12 +27,6 @@ def encode(message: Mapping[str, Any]) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def die_with_parent() -> None:
-    """Asks the kernel to SIGKILL this process when the thread that started it ends."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
-
-
 class Channel:
     """A worker's end of its socket: blocking, whole messages."""
 
@@ -45,6 +37,9 @@ class Channel:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
         self._socket.sendall(encode(message))
@@ -57,7 +52,8 @@ class Channel:
 
     def take_files(self) -> list[int]:
         """Descriptors that came with the last message; they are the caller's to close."""
-        files, self._files = self._files, []
+        files = self._files.copy()
+        self._files.clear()
         return files
 
     def _read(self, num_bytes: int) -> bytes | None:

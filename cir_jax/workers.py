@@ -62,6 +62,33 @@ class TryAgain(Exception):
         self.result = result
 
 
+class _Patience:
+    """Failures of the machine's in a row, each followed by a pause twice as long as the last.
+
+    Several at once count as one: what is under way when something fails often fails with it.
+    """
+
+    FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+
+    def __init__(self):
+        self.num_failures = 0
+        self.until = 0.0
+        """Monotonic time at which the pause ends."""
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+    def fail(self) -> None:
+        if self.over:
+            pause_s = min(self.LONGEST_PAUSE_S, self.FIRST_PAUSE_S * 2**self.num_failures)
+            self.num_failures += 1
+            self.until = time.monotonic() + pause_s
+
+    def succeed(self) -> None:
+        self.num_failures, self.until = 0, 0.0
+
+
 @dataclasses.dataclass(eq=False)
 class _Job:
     job_id: int
@@ -122,8 +149,9 @@ class WorkerPool(Generic[Result]):
     """
 
     # In a row, until the first worker is ready: then it is the program or the machine that does
-    # not let them. Later ones may have been killed from outside.
-    _MAX_FIRST_START_FAILURES, _MAX_START_FAILURES = 3, 20
+    # not let them. Later ones may have been killed from outside, or resources be short for a while:
+    # with the pauses in between, 20 take over two minutes.
+    _MAX_FIRST_FAILURES, _MAX_FAILURES = 3, 20
     _NUM_ATTEMPTS = 2
 
     def __init__(
@@ -159,8 +187,10 @@ class WorkerPool(Generic[Result]):
         self._start_timeout_s = start_timeout_s
 
         self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        """A worker is ready, or the pool at its end."""
         self._queue: collections.deque[_Job] = collections.deque()
-        self._next_id = 0
+        self._next_id = 2**32  # so that all messages have the same length
         self._closing = False
         self._broken = ""
         self._counts = dict.fromkeys(("jobs", "retries", "restarts", "recycled", "timeouts"), 0)
@@ -168,8 +198,8 @@ class WorkerPool(Generic[Result]):
         # Only the dispatcher thread touches what follows.
         self._workers: list[_Worker] = []
         self._dying: list[subprocess.Popen] = []
-        self._start_failures = 0
-        self._max_start_failures = self._MAX_FIRST_START_FAILURES
+        self._max_failures = self._MAX_FIRST_FAILURES
+        self._starts, self._hand_overs = _Patience(), _Patience()
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
         for end in (self._wake_reader, self._wake_writer):
@@ -208,6 +238,23 @@ class WorkerPool(Generic[Result]):
                 workers=[w.info for w in workers if w.info is not None],
                 pids=[w.process.pid for w in workers],
             )
+
+    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Waits until all workers are ready, the spare ones included.
+
+        Raises:
+          TimeoutError: they are not by then.
+          RuntimeError: the pool itself has failed.
+        """
+
+        def is_ready() -> bool:
+            if self._closing or self._broken:
+                raise RuntimeError(self._broken or "the pool is closed")
+            return sum(w.info is not None for w in self._workers) >= self._num_processes
+
+        with self._news:
+            if not self._news.wait_for(is_ready, timeout_s):
+                raise TimeoutError(f"not all workers are ready after {timeout_s} s")
 
     def close(self) -> None:
         """Kills the workers; jobs without an answer get a RuntimeError. May be called twice."""
@@ -252,30 +299,45 @@ class WorkerPool(Generic[Result]):
         if self._dying:
             return 0.02
         deadlines = [w.deadline for w in self._workers if w.job is not None or w.info is None]
+        deadlines += [p.until for p in (self._starts, self._hand_overs) if not p.over]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _start_missing(self) -> None:
         self._dying = [p for p in self._dying if p.poll() is None]
-        while not self._broken and len(self._workers) < self._num_processes:
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                process = subprocess.Popen(
-                    [*self._argv, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env=self._env,
-                    cwd="/",
-                    # An own session: Ctrl-C in the terminal is the trainer's to handle.
-                    start_new_session=True,
-                )
-                ours = ours.detach()
-            connection = socket.socket(fileno=ours)
-            connection.setblocking(False)
-            worker = _Worker(process, connection, time.monotonic() + self._start_timeout_s)
-            with self._lock:
-                self._workers.append(worker)
-            self._selector.register(connection, selectors.EVENT_READ, worker)
+        while not self._broken and self._starts.over and len(self._workers) < self._num_processes:
+            try:
+                self._start_worker()
+            except OSError as error:
+                self._fail(self._starts, f"a worker could not be started ({error})")
+
+    def _start_worker(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = subprocess.Popen(
+                [*self._argv, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=self._env,
+                cwd="/",
+                # An own session: Ctrl-C in the terminal is the trainer's to handle.
+                start_new_session=True,
+            )
+            ours = ours.detach()
+        connection = socket.socket(fileno=ours)
+        connection.setblocking(False)
+        worker = _Worker(process, connection, time.monotonic() + self._start_timeout_s)
+        with self._lock:
+            self._workers.append(worker)
+        self._selector.register(connection, selectors.EVENT_READ, worker)
+
+    def _fail(self, patience: _Patience, why: str) -> None:
+        """What has failed is the machine, not a job: pauses, and after too many gives up."""
+        patience.fail()
+        if patience.num_failures >= self._max_failures:
+            self._give_up(f"{patience.num_failures} times in a row: {why}")
+        else:
+            logger.warning("%s; trying again", why)
 
     def _assign(self) -> None:
         num_busy = sum(w.job is not None for w in self._workers)
@@ -284,7 +346,8 @@ class WorkerPool(Generic[Result]):
             if _has_ended(worker.process):
                 self._lose(worker, "died")  # before it could cost a job one of its attempts
                 continue
-            job = self._next_job() if num_busy < self._num_workers else None
+            can_run = num_busy < self._num_workers and self._hand_overs.over
+            job = self._next_job() if can_run else None
             if job is None:
                 return
             num_busy += 1
@@ -293,16 +356,23 @@ class WorkerPool(Generic[Result]):
             self._hand_over(worker, job)
 
     def _hand_over(self, worker: _Worker, job: _Job) -> None:
-        job.open_files(self._num_outputs)
+        sent = 0
         try:
+            job.open_files(self._num_outputs)
             sent = socket.send_fds(worker.socket, [job.message], job.files)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             self._lose(worker, "died")
+            return
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:  # no descriptor or no memory is left: not the job's doing
+            worker.job = None
+            self._put_back(job)
+            self._fail(self._hand_overs, f"a job could not be handed over ({error})")
             return
         if sent == 0 and job.files:
             raise RuntimeError("an idle worker's socket takes no byte")
+        self._hand_overs.succeed()
         worker.outbox += job.message[sent:]
         if worker.outbox:
             self._flush(worker)
@@ -311,8 +381,8 @@ class WorkerPool(Generic[Result]):
         with self._lock:
             while self._queue:
                 job = self._queue.popleft()
-                # A second attempt is running already; a first one may have been cancelled.
-                if job.attempt or job.future.set_running_or_notify_cancel():
+                # One that was put back is running already; others may have been cancelled.
+                if job.future.running() or job.future.set_running_or_notify_cancel():
                     return job
         return None
 
@@ -358,16 +428,19 @@ class WorkerPool(Generic[Result]):
                 if size > MAX_MESSAGE_BYTES:
                     raise ValueError(f"a reply of {size} bytes")
                 self._accept(worker, json.loads(body))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
                 logger.warning("malformed message of worker %d: %r", worker.process.pid, error)
                 self._lose(worker, "died")
                 return
 
     def _accept(self, worker: _Worker, message: dict) -> None:
         if worker.info is None:
-            worker.info = dict(message["ready"])
-            self._start_failures = 0
-            self._max_start_failures = self._MAX_START_FAILURES
+            info = dict(message["ready"])
+            self._starts.succeed()
+            self._max_failures = self._MAX_FAILURES
+            with self._news:
+                worker.info = info
+                self._news.notify_all()
             return
         job = worker.job
         if job is None or message["id"] != job.job_id:
@@ -382,6 +455,7 @@ class WorkerPool(Generic[Result]):
         worker.num_jobs += 1
         if again:
             job.attempt += 1
+            self._count("retries")
             self._put_back(job)
         else:
             self._answer(job, result)
@@ -401,12 +475,8 @@ class WorkerPool(Generic[Result]):
         self._kill(worker)
         self._count("restarts")
         if worker.info is None:
-            self._start_failures += 1
-            if self._start_failures >= self._max_start_failures:
-                self._give_up(
-                    f"{self._start_failures} workers in a row did not start ({reason}); "
-                    "what they said is on stderr"
-                )
+            why = f"a worker did not start ({reason}); what it said is on stderr"
+            self._fail(self._starts, why)
         if job is None:
             return
         job.attempt += 1
@@ -414,12 +484,12 @@ class WorkerPool(Generic[Result]):
             self._count("timeouts")
         retry = reason == "died" or self._retry_timeouts
         if retry and job.attempt < self._NUM_ATTEMPTS and not self._broken:
+            self._count("retries")
             self._put_back(job)
         else:
             self._answer(job, self._failure(job.job, reason))
 
     def _put_back(self, job: _Job) -> None:
-        self._count("retries")
         job.close_files()
         with self._lock:
             self._queue.appendleft(job)
@@ -445,15 +515,16 @@ class WorkerPool(Generic[Result]):
             self._counts[name] += 1
 
     def _give_up(self, message: str) -> None:
-        with self._lock:
+        with self._news:
             self._broken = message
+            self._news.notify_all()
             jobs = [w.job for w in self._workers if w.job is not None] + list(self._queue)
             self._queue.clear()
         for worker in self._workers:
             worker.job = None
         for job in jobs:
             job.close_files()
-            if job.attempt or job.future.running() or job.future.set_running_or_notify_cancel():
+            if job.future.running() or job.future.set_running_or_notify_cancel():
                 job.future.set_exception(RuntimeError(message))
 
     def _shut_down(self) -> None:

@@ -183,8 +183,7 @@ def test_ctrl_c_ends_answer_and_program(tokenizer, monkeypatch):
     submit, codes = Sandbox.submit, iter(["while True: pass"])
 
     def first_is_endless(self, code, *, seed=0):
-        # Programs of the sandbox's own start have no seed.
-        return submit(self, next(codes, code) if seed else code, seed=seed)
+        return submit(self, next(codes, code), seed=seed)
 
     monkeypatch.setattr(Sandbox, "submit", first_is_endless)
     running, interrupted = Screen.running, []

@@ -6,10 +6,10 @@ import sys
 import programs
 import pytest
 
+from cir_jax.sandbox.environment import ENVIRONMENT
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.outcome import last_line, outcome
 from cir_jax.sandbox.pool import Sandbox
-from cir_jax.sandbox.probe import ENVIRONMENT
 
 KINDS = programs.by_kind()
 # An interpreter takes a second to import what some need: so the usual run has one of each kind.

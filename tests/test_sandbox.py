@@ -5,17 +5,22 @@ import functools
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from cir_jax.config import ResultConfig
 from cir_jax.records import ExecResult
-from cir_jax.sandbox import text
+from cir_jax.sandbox import pool as pool_lib
+from cir_jax.sandbox import probe, text
+from cir_jax.sandbox.environment import ENVIRONMENT
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import ERROR_TEXTS
+from cir_jax.workers import WorkerPool
 
 result_text = functools.partial(text.result_text, cfg=ResultConfig())
 LIMITS = Limits(timeout_s=1.5, memory_bytes=2**29, output_bytes=100_000)
@@ -44,18 +49,25 @@ def other():
             yield sandbox
 
 
+@pytest.fixture(scope="module")
+def flat():
+    """A sandbox whose programs share their worker's namespaces."""
+    try:
+        sandbox = Sandbox(LIMITS, num_workers=1, isolation="namespaces-flat")
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with sandbox:
+        yield sandbox
+
+
 def run(sandbox, code, **kwargs):
     return sandbox.submit(code, **kwargs).result(60)
 
 
-def wait_for_spare(sandbox, num_processes):
-    deadline = time.monotonic() + 20
-    while len(sandbox.stats()["workers"]) < num_processes and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 def num_processes(sandbox):
-    """Processes of the ready workers and below, as the host sees them."""
+    """Processes of the ready workers and below, as the host sees them: two for each worker that
+    waits, a moment after it has replied."""
+    time.sleep(0.3)
     listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
     parents = {int(p): int(q) for p, q in map(str.split, listing.stdout.splitlines())}
     found = todo = set(sandbox.stats()["pids"])
@@ -115,6 +127,33 @@ def test_runs_like_plain_python(sandbox, code, stdout):
     assert (result.status, result.error) == ("ok", "")
     assert result.stdout == stdout
     assert 0 < result.wall_s < LIMITS.timeout_s
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nprint('hi')\nsys.stdout.close()",
+        "import sys\nsys.stdout = None\nprint('x')",
+        "import sys\nsys.stdout.close()\n5",
+        "import os\nos.close(1)\n5",
+        "import sys\nprint('a')\nsys.stdout = open('/dev/full', 'w')\nprint('b')",
+        "import sys\nsys.stderr.close()\nsys.exit('message')",
+        "import sys\nsys.excepthook = None\n1 / 0",
+        "import threading\nthreading._shutdown = None\nprint(1)",
+        "import atexit\natexit.register(lambda: 1 / 0)\nprint(1)",
+        "class A:\n    def __del__(self): print('gone')\na = A()\nprint('end')",
+        "class A:\n    def __del__(self): print('gone')\na = A()\na.a = a",
+        "class A:\n    def __del__(self): raise ValueError\na = A()",
+        "def f():\n    try: yield 1\n    finally: print('end')\ng = f()\nx = next(g)",
+    ],
+)
+def test_ends_like_plain_python(sandbox, code):
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = run(sandbox, code)
+    assert result.stdout == fresh.stdout
+    assert result.status == ("error" if fresh.returncode else "ok")
+    if fresh.returncode == 120:  # what was printed could not be written
+        assert result.error == "SystemExit: 120"
 
 
 @pytest.mark.parametrize(
@@ -181,6 +220,164 @@ def test_same_seed_same_output_on_every_worker(sandbox, other):
     assert run(sandbox, code, seed=6).stdout not in outputs
 
 
+def test_addresses_do_not_tell_what_was_run_before(other):
+    code = (
+        "class A: pass\ndef f(): pass\n"
+        "print(object(), A(), f, lambda: 0, (i for i in []), *map(id, ([1], {1: 1}, 0.1 * 3)))\n"
+        "print(*(id(bytes(n)) for n in range(15, 480, 16)))"
+    )
+    other.wait_until_ready()  # from then on it is always the same worker's turn
+    outputs = []
+    for i in range(10):
+        outputs.append(run(other, code, seed=3).stdout)
+        if i % 4 == 1:
+            run(other, f"[{i}] * {10**i}", seed=7**i)
+    assert len(set(outputs)) == 1 and " object at 0x" in outputs[0]
+
+
+def test_a_programs_number_does_not_tell_what_was_run_before(sandbox):
+    code = "import os\nprint(os.readlink('/proc/self'), os.getpid())"
+    assert len({run(sandbox, code).stdout for _ in range(5)}) == 1
+
+
+def test_what_a_program_sees_of_its_start(sandbox):
+    """No path of the host's but the interpreter's, and neither a user's modules nor a core file."""
+    code = (
+        "import os, resource, sys\n"
+        "print(sys.flags.no_user_site, sys.orig_argv[1:], os.nice(0),"
+        " resource.getrlimit(resource.RLIMIT_CORE))\n"
+        "print(open('/proc/self/cmdline').read().strip('\\0'))"
+    )
+    # 5 above the trainer's. A limit of 1 on core files: see isolation.py.
+    want = f"1 ['main.py'] {os.nice(0) + 5} (1, 1)\ncir_jax sandbox\n"
+    assert run(sandbox, code).stdout == want
+
+
+def test_a_crash_leaves_no_core_file(parallel):
+    code = (
+        "import os\npid = os.fork()\nif pid == 0: os.abort()\n"
+        "_, status = os.waitpid(pid, 0)\nprint(os.WCOREDUMP(status), os.listdir('.'))"
+    )
+    assert run(parallel, code).stdout == "False []\n"
+
+
+def test_no_module_of_a_user_is_run_before_isolation(tmp_path, monkeypatch):
+    """HOME is /tmp, where any user of the machine may put some."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    folder = tmp_path / ".local/lib" / version / "site-packages"
+    folder.mkdir(parents=True)
+    (folder / "usercustomize.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    monkeypatch.setitem(ENVIRONMENT, "HOME", str(tmp_path))
+    # Not that of a virtual environment, which looks for none.
+    python = os.path.realpath(sys.executable)
+    probe.try_rungs(python)
+    assert not (tmp_path / "was_run").exists()
+    monkeypatch.delitem(ENVIRONMENT, "PYTHONNOUSERSITE")
+    probe.try_rungs(python)
+    assert (tmp_path / "was_run").exists()  # the trap does work
+
+
+def test_programs_without_namespaces_of_their_own_harm_no_other(flat):
+    """Sent to its worker, which the program shares a namespace with; left in its /tmp."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP):
+        code = f"import os\nos.kill(os.getppid(), {int(number)})\nprint(os.getppid())"
+        assert run(flat, code).stdout == "1\n"
+    interrupted = run(flat, "import os\nos.kill(os.getpid(), 2)\nimport time\ntime.sleep(1)")
+    assert interrupted.error == "KeyboardInterrupt"
+    changes = ["chmod('/tmp', 0o555)", "chmod('/tmp', 0)", "setxattr('/tmp', 'user.left', b'1')"]
+    look = "import os\nopen('new', 'w').close()\nprint(os.listdir('.'), os.listxattr('.'))"
+    for i, change in enumerate(changes, 1):
+        assert run(flat, f"import os\nos.{change}").status == "ok"
+        assert run(flat, look).stdout == "['new'] []\n"
+        assert flat.stats()["recycled"] == i  # the worker has been replaced: a clean one is sure
+    assert flat.stats()["restarts"] == flat.stats()["retries"] == 0
+
+
+FAKE_ZYGOTE = """
+from cir_jax.channel import Channel, serve
+
+done = {"wait_status": 0, "in_time": True, "wall_s": 0.5, "cpu_s": 0.1, "delay_s": 0.0}
+late = done | {"wait_status": 9, "in_time": False}
+starved = late | {"delay_s": 1.0}
+failed = {"failed": "OSError: no process"}
+# What is said of a program, by its seed: the first time, and then.
+REPLIES = [[failed], [failed, done], [starved], [starved, done], [late], [late | {"delay_s": 0.7}]]
+REPLIES += [[done | {"wait_status": 2**40}], [done | {"cpu_s": -1.0}], [done | {"in_time": 1}]]
+
+def handle(job):
+    replies = REPLIES[int(job["seed"])]
+    return replies.pop(0) if len(replies) > 1 else replies[0]
+
+def main(argv):
+    serve(Channel(int(argv[-1])), handle, {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("seed", "status", "retries"),
+    [
+        (0, "infra", 1),  # could not be run, twice
+        (1, "ok", 1),
+        (2, "timeout", 1),  # had to wait for a core for more than half of 1.5 s, twice
+        (3, "ok", 1),
+        (4, "timeout", 0),
+        (5, "timeout", 0),
+        (6, "crashed", 1),  # not to be believed, twice: like a lost worker
+        (7, "crashed", 1),
+        (8, "crashed", 1),
+    ],
+)
+def test_second_attempts(tmp_path, monkeypatch, seed, status, retries):
+    (tmp_path / "fake_zygote.py").write_text(FAKE_ZYGOTE)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
+
+    def make(module, *args, **kwargs):
+        return WorkerPool("fake_zygote", *args, **kwargs)
+
+    monkeypatch.setattr(pool_lib, "WorkerPool", make)
+    monkeypatch.setattr(probe, "choose_rung", lambda wanted, interpreter: wanted)
+    with Sandbox(LIMITS, num_workers=1, attack=False) as sandbox:
+        sandbox.wait_until_ready()
+        assert run(sandbox, "", seed=seed).status == status
+        assert sandbox.stats()["retries"] == retries
+
+
+START_LATE = """
+import os, time
+from cir_jax.sandbox import linux, program, zygote
+from cir_jax.sandbox.limits import Limits
+
+class Isolation:
+    def __init__(self, confine):
+        self.confine, self.fork = confine, linux.fork
+
+def answer(confine, code=b"print(1)"):
+    supervisor = zygote.Supervisor(Isolation(confine), Limits(timeout_s=0.5, grace_s=2.0))
+    files = [os.memfd_create("file") for _ in range(3)]
+    os.write(files[0], code)
+    started = time.monotonic()
+    reply = supervisor.run(files, 0)
+    return reply, time.monotonic() - started
+
+program.prepare("/tmp")
+# Confined only after the time that a program has: that is not the program's time.
+reply, seconds = answer(lambda: time.sleep(0.7))
+assert reply["in_time"] and reply["wall_s"] < 0.5 < seconds, reply
+reply, seconds = answer(lambda: time.sleep(0.7), b"while True: pass")
+assert not reply["in_time"] and 0.5 <= reply["wall_s"] < 1.0 and seconds >= 1.2, reply
+# Ended or stuck before it began: the program has nothing to do with it.
+assert "failed" in answer(lambda: os.kill(os.getpid(), 9))[0]
+reply, seconds = answer(lambda: time.sleep(60))
+assert "failed" in reply and 1.5 <= seconds < 3, (reply, seconds)  # its time and half the grace
+"""
+
+
+def test_time_until_a_program_begins_is_not_its_own():
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", START_LATE], cwd=root, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_timeout_has_one_text_and_keeps_partial_output(sandbox):
     endless = sandbox.submit("print('partial')\nwhile True: pass")
     sleeping = sandbox.submit("import time\nprint('x' * 10)\ntime.sleep(100)")
@@ -243,7 +440,7 @@ def test_processes_are_refused_unless_allowed(sandbox, parallel):
 
 
 def test_what_a_program_leaves_is_gone(parallel):
-    wait_for_spare(parallel, 2)
+    parallel.wait_until_ready()
     before = num_processes(parallel)
     daemon = (
         "import os, time\nopen('left', 'w').close()\n"
@@ -262,7 +459,7 @@ def test_what_a_program_leaves_is_gone(parallel):
 
 
 def test_fork_bomb_is_contained(parallel):
-    wait_for_spare(parallel, 2)
+    parallel.wait_until_ready()
     before = num_processes(parallel)
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass\n"
     started = time.monotonic()
@@ -288,7 +485,7 @@ def test_file_size_is_limited(sandbox):
 
 
 def test_worker_killed_in_mid_program(other):
-    wait_for_spare(other, 2)
+    other.wait_until_ready()
     before = other.stats()
     futures = [other.submit(f"import time\ntime.sleep(0.3)\nprint({i})") for i in range(4)]
     time.sleep(0.15)

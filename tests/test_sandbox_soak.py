@@ -75,7 +75,7 @@ def state(sandbox):
 def test_nothing_stays(num):
     limits = Limits(timeout_s=1.0, allow_processes=True, output_bytes=2**16)
     with Sandbox(limits, num_workers=2) as sandbox:
-        assert wait_for(lambda: len(sandbox.stats()["workers"]) == 3, 60)
+        sandbox.wait_until_ready()
         for code in HOSTILE:
             sandbox.submit(code).result(60)
         before, sizes = state(sandbox)
@@ -95,7 +95,7 @@ def test_nothing_stays(num):
                 assert result.status != "infra"
                 if want:
                     assert result.stdout == want + "\n"
-        assert wait_for(lambda: len(sandbox.stats()["workers"]) == 3, 60)
+        sandbox.wait_until_ready()
         after, grown = state(sandbox)
         assert after == before
         assert resident_bytes(os.getpid()) - own < 20 * 2**20
@@ -107,7 +107,7 @@ def test_nothing_stays(num):
 )
 def test_every_program_has_one_result_though_workers_are_killed(num, num_kills):
     with Sandbox(num_workers=2) as sandbox:
-        assert wait_for(lambda: len(sandbox.stats()["workers"]) == 3, 60)
+        sandbox.wait_until_ready()
         futures = [sandbox.submit(f"import time\ntime.sleep(.02)\nprint({i})") for i in range(num)]
 
         def kill():

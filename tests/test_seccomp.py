@@ -1,6 +1,8 @@
 """The filter of system calls, interpreted instruction by instruction."""
 
 import errno
+import fcntl
+import os
 import re
 import struct
 from pathlib import Path
@@ -50,8 +52,8 @@ def test_every_number(machine):
     numbers = seccomp.numbers(machine)
     refused = {numbers[name] for name in seccomp._REFUSED if name in numbers}
     refused |= {numbers[n] for n in seccomp._STARTING_PROCESSES if n in numbers}
-    # With all arguments 0: no thread and no AF_UNIX.
-    refused |= {numbers["clone"], numbers["socketpair"]}
+    # With all arguments 0: no thread, no AF_UNIX, no known request.
+    refused |= {numbers["clone"], numbers["socketpair"], numbers["ioctl"]}
     for number in range(seccomp.NEWEST + 1):
         want = EPERM if number in refused else ALLOW
         if number == numbers["clone3"]:
@@ -76,10 +78,43 @@ def test_arguments():
         assert call("clone", thread | flag) == EPERM
         assert build(allow=True)("clone", 17 | flag) == EPERM
     assert build(allow=True)("clone", 17) == build(allow=True)("fork") == ALLOW
-    assert call("socketpair", 1) == ALLOW and call("socketpair", 2) == EPERM
-    assert call("ioctl", 0, 0x5401) == ALLOW
-    assert call("ioctl", 0, 0x5412) == call("ioctl", 0, 0x541C) == EPERM
+    stream, datagram, sequence, close_on_exec = 1, 2, 5, 0x80000
+    assert call("socketpair", 1, stream) == call("socketpair", 1, stream | close_on_exec) == ALLOW
+    assert call("socketpair", 2, stream) == EPERM
+    for kind in (0, datagram, sequence, datagram | close_on_exec):
+        assert call("socketpair", 1, kind) == EPERM
+    assert call("ioctl", 0, 0x5401) == call("ioctl", 0, 0x5421) == ALLOW
+    # TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP, FS_IOC_SETFLAGS
+    for request in (0x5412, 0x541C, 0x8901, 0x8902, 0x40086602):
+        assert call("ioctl", 0, request) == EPERM
+    assert call("fcntl", 0, fcntl.F_SETFL) == call("fcntl", 0, fcntl.F_GETOWN) == ALLOW
+    for command in (fcntl.F_SETOWN, fcntl.F_SETSIG, 15, fcntl.F_SETLEASE):
+        assert call("fcntl", 0, command) == EPERM
     assert call("prlimit64", 0) == ALLOW and call("prlimit64", 7) == EPERM
+    assert call("prctl", 22) == EPERM and call("prctl", 15) == call("prctl", 1) == ALLOW
+    assert call("setpriority", os.PRIO_PROCESS, 0, 5) == ALLOW
+    for which, who in ((os.PRIO_PROCESS, 7), (os.PRIO_PGRP, 0), (os.PRIO_USER, 0)):
+        assert call("setpriority", which, who, 5) == EPERM
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_files_where_they_are_the_trainers(machine):
+    inside, own = build(machine=machine), build("own", pid=77, machine=machine)
+    numbers = seccomp.numbers(machine)
+    names = "truncate chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat utime utimes "
+    names += "futimesat utimensat setxattr lsetxattr fsetxattr removexattr lremovexattr "
+    names += "fremovexattr"
+    names = [name for name in names.split() if name in numbers]
+    assert len(names) >= 13
+    for name in names:
+        assert (inside(name), own(name)) == (ALLOW, EPERM), name
+    assert (inside("openat2"), own("openat2")) == (ALLOW, ENOSYS)
+    for name, first in {"open": [0], "openat": [0, 0]}.items():
+        if name in numbers:
+            for mode, want in ((0, EPERM), (1, ALLOW), (2, ALLOW), (3, EPERM)):
+                flags = mode | os.O_TRUNC | os.O_CLOEXEC
+                assert own(name, *first, flags) == want
+                assert inside(name, *first, flags) == own(name, *first, mode) == ALLOW
 
 
 def test_signals():
@@ -90,7 +125,7 @@ def test_signals():
     assert own("kill", 77, 9) == own("kill", 0, 15) == own("tgkill", 77, 78, 6) == ALLOW
     assert own("kill", 78, 0) == own("kill", -1, 9) == own("kill", 1, 9) == EPERM
     assert own("tkill", 78, 9) == own("prctl", 1, 0) == own("pidfd_open", 1) == EPERM
-    assert own("prctl", 15) == own("pidfd_open", 77) == ALLOW
+    assert own("prctl", 15) == own("pidfd_open", 77) == ALLOW and own("prctl", 22) == EPERM
 
 
 @pytest.mark.parametrize(
@@ -110,3 +145,6 @@ def test_numbers_are_the_kernels(machine, header):
     assert {name: found.get(name, number) for name, number in numbers.items()} == numbers
     for name in ("unshare", "ptrace", "mount", "kill"):
         assert name in found  # the comparison is one of something
+    # What the table says that a machine lacks, it lacks.
+    everywhere = seccomp.numbers("x86_64").keys() | seccomp.numbers("aarch64").keys()
+    assert not (everywhere - numbers.keys()) & found.keys()

@@ -1,5 +1,6 @@
 """The worker pool: every job gets one answer, whatever its worker does; no process is left."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cir_jax.workers import WorkerPool
+from cir_jax.workers import WorkerPool, _Patience
 
 ROOT = Path(__file__).resolve().parent.parent
 
 WORKER = """
 import os, signal, struct, sys, time
-from cir_jax.channel import Channel, die_with_parent, serve
+from cir_jax.channel import Channel, serve
+from cir_jax.prctl import die_with_parent
 
 channel = None
 
@@ -59,10 +61,10 @@ def make_pool(tmp_path):
 
     def make(greeting="hello", **kwargs):
         options = dict(num_workers=2, timeout_s=0.3, grace_s=0.2, num_spares=1)
+        options["decode"] = lambda job, reply, outputs: (reply["value"], reply["pid"])
         pool = WorkerPool(
             "pool_test_worker",
             [greeting],
-            decode=lambda job, reply, outputs: (reply["value"], reply["pid"]),
             failure=lambda job, reason: ("failed", reason),
             env=dict(os.environ, PYTHONPATH=str(tmp_path)),
             **(options | kwargs),
@@ -124,6 +126,74 @@ def test_malformed_replies_are_not_believed(make_pool, kind):
     assert run(pool, "echo", 1)[0] == 1
 
 
+def test_a_reply_out_of_range_is_not_believed(make_pool):
+    def decode(job, reply, outputs):
+        return os.waitstatus_to_exitcode(reply["value"]), 0  # OverflowError
+
+    pool = make_pool(decode=decode)
+    assert run(pool, "echo", 2**40) == ("failed", "died")
+    assert run(pool, "echo", 0)[0] == 0
+
+
+def failing(times, function, number):
+    """The function, but that the first calls fail for want of something."""
+    left = [times]
+
+    def call(*args, **kwargs):
+        if left[0] > 0:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def test_want_of_resources_passes(make_pool, monkeypatch, tmp_path):
+    """Neither the pool nor a job ends because a process or a descriptor is not to be had."""
+    monkeypatch.setattr(
+        "cir_jax.workers.subprocess.Popen", failing(2, subprocess.Popen, errno.EAGAIN)
+    )
+    pool = make_pool(num_outputs=1)
+    assert run(pool, "echo", 1)[0] == 1  # after pauses of 0.1 and 0.2 s
+    # More than would end it at the start.
+    monkeypatch.setattr(
+        "cir_jax.workers.subprocess.Popen", failing(4, subprocess.Popen, errno.ENOMEM)
+    )
+    assert run(pool, "exit_once", marker=str(tmp_path / "marker"))[0] == "exit_once"
+    before = pool.stats()["retries"]
+    monkeypatch.setattr("os.memfd_create", failing(3, os.memfd_create, errno.EMFILE))
+    assert run(pool, "echo", 2)[0] == 2
+    assert pool.stats()["retries"] == before  # it has not been with a worker
+    pool.wait_until_ready()
+
+
+def test_lasting_want_of_resources_raises(make_pool, monkeypatch):
+    monkeypatch.setattr(WorkerPool, "_MAX_FAILURES", 3)
+    pool = make_pool(num_outputs=1)
+    run(pool, "echo")
+    monkeypatch.setattr("os.memfd_create", failing(10**9, os.memfd_create, errno.EMFILE))
+    with pytest.raises(RuntimeError, match="3 times in a row.*Too many open files"):
+        run(pool, "echo")
+
+
+def test_pauses_after_failures(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cir_jax.workers.time.monotonic", lambda: clock[0])
+    patience = _Patience()
+    # 0.1 s, then twice as long each time, up to 10 s: 0.1 * 2**6 = 6.4.
+    for failures, pause_s in enumerate([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0], 1):
+        patience.fail()
+        patience.fail()  # at the same moment: counts once
+        assert patience.num_failures == failures
+        clock[0] += pause_s - 1e-6
+        assert not patience.over
+        clock[0] += 2e-6
+        assert patience.over
+    patience.fail()
+    patience.succeed()
+    assert patience.over and patience.num_failures == 0
+
+
 def test_job_out_of_time_is_killed_and_holds_nothing_up(make_pool):
     pool = make_pool()
     run(pool, "echo")
@@ -158,7 +228,7 @@ def test_killed_from_outside_in_mid_job(make_pool):
 def test_no_more_jobs_at_once_than_workers(make_pool):
     pool = make_pool(timeout_s=20, num_workers=1, num_spares=1)
     run(pool, "echo")
-    wait_for(lambda: len(pool.stats()["workers"]) == 2, 20)
+    pool.wait_until_ready()
     started = time.monotonic()
     for future in [pool.submit({"kind": "sleep", "value": 0.3}) for _ in range(2)]:
         future.result(30)
@@ -176,6 +246,8 @@ def test_workers_that_do_not_start_raise(make_pool):
     pool = make_pool("broken")
     with pytest.raises(RuntimeError, match="did not start"):
         pool.submit({"kind": "echo"}).result(30)
+    with pytest.raises(RuntimeError, match="did not start"):
+        pool.wait_until_ready()
     with pytest.raises(RuntimeError, match="did not start"):
         pool.submit({"kind": "echo"})
 

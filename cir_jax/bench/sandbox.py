@@ -35,7 +35,7 @@ def bench_sandbox(*, workers: int, num: int, against: str | None) -> None:
     """
     solve = programs.SOLVE.format(s=5, p=6)
     with Sandbox(num_workers=workers) as sandbox:
-        _wait_for_spare(sandbox, workers + 1)
+        sandbox.wait_until_ready()
         load = {"trivial": [("print(1 + 1)", "2")] * num, "solve": [(solve, "[2, 3]")] * num}
         load["mixed"] = programs.mixed(num, _SEED)
         lines = {name: _measure(sandbox, name, pairs) for name, pairs in load.items()}
@@ -65,12 +65,6 @@ def _compare(sandbox: Sandbox, workers: int, pairs: list[tuple[str, str]]) -> No
 
 def _say(line: dict[str, Any]) -> None:
     print(json.dumps({"bench": "sandbox"} | line), flush=True)
-
-
-def _wait_for_spare(sandbox: Sandbox, num_ready: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(sandbox.stats()["workers"]) < num_ready and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _measure(sandbox: Sandbox, name: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cir_jax.channel import Channel, die_with_parent, serve
+from cir_jax.channel import Channel, serve
+from cir_jax.prctl import die_with_parent
 from cir_jax.reward.answer import math_equal, math_verdict
 from cir_jax.reward.gym import gym_correct, unpack
 

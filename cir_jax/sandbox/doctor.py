@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from cir_jax.sandbox import canary, packages, probe
+from cir_jax.sandbox import packages, probe
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.pool import Sandbox
 
@@ -31,7 +31,7 @@ def examine(
             num_workers=1, isolation=isolation, attack=False, interpreter=found.interpreter
         ) as sandbox:
             say(f"attacks on rung {sandbox.rung}:")
-            outcomes = canary.attack(sandbox.submit, sandbox.limits, sandbox.rung)
+            outcomes = sandbox.attack()
     except SandboxError as error:
         say(str(error))
         return False

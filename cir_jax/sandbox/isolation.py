@@ -8,7 +8,8 @@ Three rungs, the first being the strongest:
   what is left and empties /tmp, or is replaced if that takes long.
 - `landlock`: no namespaces (landlock.py).
 
-In all of them a program has no capability, resource limits and a filter of system calls.
+In all of them a program has no capability, resource limits and a filter of system calls, and gives
+way to the trainer where both want a core.
 """
 
 import ctypes
@@ -16,9 +17,10 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from typing import Literal
 
-from cir_jax.channel import die_with_parent
+from cir_jax.prctl import die_with_parent
 from cir_jax.sandbox import landlock, linux, namespaces, runtime, seccomp
 from cir_jax.sandbox.limits import Limits
 
@@ -34,6 +36,13 @@ _SIGNALS: dict[str, seccomp.Signals] = {
 _ENDING_SIGNALS = ("HUP", "QUIT", "USR1", "USR2", "ALRM", "TERM", "STKFLT", "XCPU", "VTALRM")
 _ENDING_SIGNALS += ("PROF", "IO", "PWR")
 _WIPE_S = 0.2
+# The kernel gives a program a third of what it gives a thread of the trainer's that wants the same
+# core (weights of 335 and 1024). Much less, and time limits would strike where the trainer computes
+# on the CPU.
+_NICENESS = 5
+# Of a file: the number that the next process of this one's namespace gets is one higher.
+_LAST_PID = "/proc/sys/kernel/ns_last_pid"
+_PROGRAMS_PID = b"100"
 
 _libc = ctypes.CDLL(None)
 _libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -43,16 +52,25 @@ _libc.signal.restype = ctypes.c_void_p
 class Isolation:
     """The worker's side of a rung; made by `enter`."""
 
-    def __init__(self, rung: Rung, limits: Limits, num_other_tasks: int):
-        """Args: num_other_tasks: what the kernel counts against a program's number of tasks."""
+    def __init__(self, rung: Rung, limits: Limits, count_tasks: Callable[[], int], last_pid: int):
+        """See `enter`.
+
+        Args:
+          count_tasks: what the kernel counts against a program's number of tasks besides its own.
+          last_pid: descriptor of _LAST_PID, or -1.
+        """
         self.rung = rung
         self._limits = limits
-        self._num_tasks = limits.num_tasks + num_other_tasks
+        self._count_tasks = count_tasks
+        self._last_pid = last_pid
         # What a program's process can inherit is done here, once: each page of memory that it
         # writes to has to be copied first.
         if rung == "namespaces":
-            self._own_processes = os.pidfd_open(os.getpid())
-            _die_of_signals(limits.allow_processes)
+            _die_of_signals(restore_in_children=limits.allow_processes)
+        # A program that shares its worker's namespace can send it signals. Only this one has a
+        # handler, so that the kernel would deliver it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._scratch = _describe("/tmp") if rung == "namespaces-flat" else None
         # Without namespaces the program's own number is part of the filter.
         self._filter = None if rung == "landlock" else self._make_filter(0)
         self._set_limits()
@@ -67,41 +85,45 @@ class Isolation:
         for kind, value in (
             (resource.RLIMIT_AS, limits.memory_bytes),
             (resource.RLIMIT_FSIZE, limits.file_bytes),
-            (resource.RLIMIT_NPROC, self._num_tasks),
             (resource.RLIMIT_NOFILE, limits.num_open_files),
-            (resource.RLIMIT_CORE, 0),
+            # Too small for a file. Where the kernel hands crashed processes to a program instead,
+            # which runs as the host's root, it does so at 0, too, but not at 1 (fs/coredump.c).
+            (resource.RLIMIT_CORE, 1),
             (resource.RLIMIT_MEMLOCK, 2**16),
             (resource.RLIMIT_MSGQUEUE, 0),
         ):
-            hard = resource.getrlimit(kind)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (value, value))
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        cpu_s = cpu_limit_s(limits)
-        self._cpu_s = cpu_s if hard == resource.RLIM_INFINITY else min(cpu_s, hard)
+            _limit(kind, value)
 
     def fork(self) -> int:
-        """Forks the worker; the child is the program's process and has to call `confine`."""
+        """Forks the calling process; the child is the program's and has to call `confine`.
+
+        On rung namespaces it can be called once only: all further children would be in the child's
+        namespace.
+        """
+        self._num_tasks = self._limits.num_tasks + self._count_tasks()
         if self.rung != "namespaces":
             return linux.fork()
+        if self._last_pid >= 0:
+            # Else a program's number in /proc would say how many have been before it.
+            os.pwrite(self._last_pid, _PROGRAMS_PID, 0)
         linux.unshare(linux.CLONE_NEWPID)
-        pid = -1
-        try:
-            pid = linux.fork()
-            return pid
-        finally:
-            if pid:
-                linux.setns(self._own_processes, linux.CLONE_NEWPID)
+        return linux.fork()
 
     def confine(self) -> None:
         """In the program's process: takes all rights away for good."""
-        os.setsid()  # or kill(0) would reach the worker
+        # Else kill(0) would reach the worker. It stays in the worker's session, as the kernel may
+        # give each session an equal share of the cores.
+        os.setpgid(0, 0)
         if self.rung == "namespaces":
             linux.unshare(linux.CLONE_NEWNS)
             namespaces.mount_scratch(self._limits)
         if self.rung != "landlock":
             os.chdir("/tmp")
-        resource.setrlimit(resource.RLIMIT_CPU, (self._cpu_s, self._cpu_s))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _limit(resource.RLIMIT_CPU, cpu_limit_s(self._limits))
+        # Not of the worker: where it is counted by user, the trainer's threads could keep it from
+        # forking.
+        _limit(resource.RLIMIT_NPROC, self._num_tasks)
         linux.drop_capabilities()
         if self.rung == "landlock":
             die_with_parent()
@@ -118,7 +140,8 @@ class Isolation:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             except ChildProcessError:
-                return _empty("/tmp", time.monotonic() + _WIPE_S)
+                deadline = time.monotonic() + _WIPE_S
+                return _empty("/tmp", deadline) and _describe("/tmp") == self._scratch
             os.kill(-1, signal.SIGKILL)  # all but the caller, in its own namespace
             time.sleep(0.001)
 
@@ -140,19 +163,22 @@ def enter(rung: Rung, limits: Limits) -> Isolation:
     """
     os.umask(0o022)
     _prefer_for_oom_kills()
+    _give_way()
     libraries = runtime.find()
-    num_tasks = _count_tasks()
+    # Opened while this process sees the host's /proc, with rights to use it.
+    last_pid = _open(_LAST_PID, os.O_WRONLY) if rung == "namespaces" else -1
+    load = _open("/proc/loadavg", os.O_RDONLY)
     own_users = False
     if rung == "landlock":
         _enter_landlock(libraries)
     else:
         flat = rung == "namespaces-flat"
         own_users = _enter_namespaces(libraries, flat=flat, limits=limits)
-    if own_users and _counts_by_namespace():
-        num_tasks = 2  # the process that waits for this one, and this one
     libraries.use(moved=rung != "landlock")
     linux.set_dumpable(False)  # programs of the same user can neither trace nor read it
-    return Isolation(rung, limits, num_tasks)
+    if own_users and _counts_by_namespace():
+        return Isolation(rung, limits, lambda: _NUM_WORKER_TASKS, last_pid)
+    return Isolation(rung, limits, lambda: _count_tasks(load) + _MORE_TASKS, last_pid)
 
 
 def _enter_namespaces(libraries: runtime.Runtime, *, flat: bool, limits: Limits) -> bool:
@@ -180,9 +206,9 @@ def _enter_namespaces(libraries: runtime.Runtime, *, flat: bool, limits: Limits)
         namespaces.guard(child)
     namespaces.build_root(libraries, namespaces.INNER_ID if inner else None)
     die_with_parent()
+    linux.drop_bounding_set()
     if flat:
         namespaces.mount_scratch(limits)
-        linux.drop_bounding_set()
         if last_user is not None:
             namespaces.become(last_user)
             die_with_parent()
@@ -215,13 +241,46 @@ def _prefer_for_oom_kills() -> None:
         pass  # not everywhere allowed, and only a preference
 
 
-def _count_tasks() -> int:
-    """Threads on this machine."""
+def _give_way() -> None:
+    """Cores are first the trainer's, for this process and those that it starts."""
+    os.nice(_NICENESS)
+    if os.getsid(0) != os.getpid():
+        return  # the session is another's
     try:
-        with open("/proc/loadavg") as file:
-            return int(file.read().split()[3].split("/")[1])
+        # Where each session gets an equal share, niceness counts among its processes only.
+        with open("/proc/self/autogroup", "w") as file:
+            file.write(str(_NICENESS))
     except OSError:
+        pass  # not everywhere to be had
+
+
+def _open(path: str, flags: int) -> int:
+    """A descriptor, or -1 where there is no such file, or it is closed to this process."""
+    try:
+        return os.open(path, flags)
+    except OSError:
+        return -1
+
+
+_NUM_WORKER_TASKS = 3
+"""The process that waits for the namespace's first, that, and the program's supervisor."""
+_MORE_TASKS = 1024
+"""How many a user's other processes may start while a program runs."""
+
+
+def _count_tasks(load: int) -> int:
+    """Threads on this machine now. Args: load: descriptor of /proc/loadavg, or -1."""
+    try:
+        return int(os.pread(load, 200, 0).split()[3].split(b"/")[1])
+    except (OSError, IndexError, ValueError):
         return 2**15
+
+
+def _limit(kind: int, value: int) -> None:
+    """Of this process and those that it starts, unless a lower limit holds already."""
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
 
 
 def _counts_by_namespace() -> bool:
@@ -230,11 +289,14 @@ def _counts_by_namespace() -> bool:
     return (int(major), int(minor.split("-")[0])) >= (5, 14)
 
 
-def _die_of_signals(has_children: bool) -> None:
+def _die_of_signals(*, restore_in_children: bool) -> None:
     """For a worker: signals that would end its programs elsewhere do so, too, in a namespace.
 
     The kernel spares a namespace's first process from what has no handler, so they inherit the C
     library's abort as one.
+
+    Args:
+      restore_in_children: whether processes that python forks from here on get the default back.
     """
     abort = ctypes.cast(_libc.abort, ctypes.c_void_p)
     numbers = [getattr(signal, f"SIG{name}") for name in _ENDING_SIGNALS]
@@ -246,8 +308,23 @@ def _die_of_signals(has_children: bool) -> None:
             if signal.getsignal(number) == signal.SIG_DFL:
                 _libc.signal(number, None)
 
-    if has_children:
+    if restore_in_children:
         os.register_at_fork(after_in_child=restore)
+
+
+def _describe(folder: str) -> tuple:
+    """What a program can change of a folder that belongs to its user, besides what is in it."""
+    try:
+        state = os.stat(folder)
+        names = os.listxattr(folder)
+        return (
+            state.st_mode,
+            state.st_uid,
+            state.st_gid,
+            [(n, os.getxattr(folder, n)) for n in names],
+        )
+    except OSError:
+        return ()
 
 
 def _empty(folder: str, deadline: float) -> bool:
@@ -262,6 +339,6 @@ def _empty(folder: str, deadline: float) -> bool:
                     os.unlink(full)
                 if time.monotonic() > deadline:
                     return False
+        return not os.listdir(folder)
     except (OSError, RecursionError):
         return False  # closed or very deep folders
-    return not os.listdir(folder)

@@ -1,9 +1,11 @@
 """The rung without namespaces: Landlock, for machines whose containers forbid namespaces.
 
-A program can read the interpreter's folders and nothing else, write to no file at all, connect
-nowhere and signal nobody. Not covered: it has the trainer's user (a dedicated one as root); the
-existence, size and times of any path can be asked for; files that the trainer's user may read
-under /usr are readable; it has no folder to write to.
+A program can read the interpreter's folders, /usr and nothing else, and connect nowhere. With the
+filter of system calls it can write to no file, change no file's rights, owner, times or attributes,
+and signal nobody. Not covered: it has the trainer's user (a dedicated one as root); the existence,
+size and times of any path can be asked for; files that the trainer's user may read under /usr are
+readable, and can be locked (flock) while the program runs; it has no folder to write to; processes
+are not counted apart from the user's others, so that memory alone limits threads.
 """
 
 import os

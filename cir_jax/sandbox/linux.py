@@ -4,6 +4,8 @@ import ctypes
 import os
 import struct
 
+from cir_jax.prctl import CAPBSET_DROP, SET_DUMPABLE, SET_NO_NEW_PRIVS, SET_SECCOMP, prctl
+
 CLONE_NEWTIME = 0x80
 CLONE_NEWNS = 0x20000
 CLONE_NEWCGROUP = 0x2000000
@@ -19,8 +21,6 @@ _MNT_DETACH = 2
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP = 4, 22
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _SECCOMP_MODE_FILTER = 2
 _ADDR_NO_RANDOMIZE = 0x0040000
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -47,12 +47,6 @@ def _syscall(what: str, number: int, *args) -> int:
     return _check(_libc.syscall(ctypes.c_long(number), *longs), what)
 
 
-def _prctl(what: str, option: int, *args) -> None:
-    padded = (*args, 0, 0, 0, 0)[:4]
-    values = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in padded]
-    _check(_libc.prctl(option, *values), what)
-
-
 def fork() -> int:
     """Like os.fork, without what python does around it, for a process of one thread.
 
@@ -68,10 +62,6 @@ def set_hostname(name: str) -> None:
 
 def unshare(flags: int) -> None:
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
-
-
-def setns(fd: int, kind: int) -> None:
-    _check(_libc.setns(fd, ctypes.c_int(kind)), "setns")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -99,11 +89,11 @@ def enter_root(path: str) -> None:
 
 def set_dumpable(dumpable: bool) -> None:
     """Whether processes of the same user may trace this one and read its /proc entries."""
-    _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(dumpable))
+    prctl("PR_SET_DUMPABLE", SET_DUMPABLE, int(dumpable))
 
 
 def set_no_new_privileges() -> None:
-    _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+    prctl("PR_SET_NO_NEW_PRIVS", SET_NO_NEW_PRIVS, 1)
 
 
 class Filter:
@@ -116,7 +106,7 @@ class Filter:
 
     def install(self) -> None:
         """For good; the process must have no_new_privileges."""
-        _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._program)
+        prctl("PR_SET_SECCOMP", SET_SECCOMP, _SECCOMP_MODE_FILTER, self._program)
 
 
 def drop_capabilities() -> None:
@@ -125,10 +115,13 @@ def drop_capabilities() -> None:
 
 
 def drop_bounding_set() -> None:
-    """No program started from here can gain a capability; needs CAP_SETPCAP."""
+    """No program started from here can gain a capability; needs CAP_SETPCAP.
+
+    Those that this process has it keeps.
+    """
     for capability in range(64):
         try:
-            _prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, capability)
+            prctl("PR_CAPBSET_DROP", CAPBSET_DROP, capability)
         except OSError:
             return  # past the last one
 
@@ -139,6 +132,22 @@ def fix_addresses() -> bool:
     if current < 0 or current & _ADDR_NO_RANDOMIZE:
         return False
     return _libc.personality(ctypes.c_ulong(current | _ADDR_NO_RANDOMIZE)) >= 0
+
+
+def set_command_line(text: str) -> None:
+    """What /proc and ps show as this process's command line, cut to the length of the present one.
+
+    It lies in the process's memory, from an address on that the kernel tells.
+    """
+    try:
+        with open("/proc/self/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        start, end = (int(field) for field in fields[45:47])  # the 48th and 49th of all
+    except (OSError, ValueError):
+        return  # no /proc: then it is not to be seen either
+    if 0 < start < end:
+        new = os.fsencode(text)[: end - start - 1].ljust(end - start, b"\0")
+        ctypes.memmove(start, new, end - start)
 
 
 def landlock_version() -> int:

@@ -156,7 +156,7 @@ def build_root(runtime: Runtime, user: int | None) -> None:
 def _host_paths(runtime: Runtime) -> list[str]:
     links = [f"/{name}" for name in _HOST_LINKS]
     folders = ["/usr", *(path for path in links if os.path.isdir(path))]
-    inner = [path for path in runtime.folders if not path.startswith("/usr")]
+    inner = [path for path in runtime.folders if not f"{path}/".startswith("/usr/")]
     folders = [path for path in folders if not os.path.islink(path)]
     return folders + inner + [f"/dev/{name}" for name in _DEVICES]
 
@@ -170,7 +170,10 @@ def _mount_proc() -> None:
     try:
         linux.mount("proc", f"{_ROOT}/proc", "proc", flags, "hidepid=2")
     except OSError:
-        pass  # refused where the host's is partly covered, as in many containers
+        return  # refused where the host's is partly covered, as in many containers
+    # A program could have others taken first if memory runs out. The mount is made read-only, not
+    # the file system: so rights are checked first, and an attack can tell who it is.
+    linux.make_read_only(f"{_ROOT}/proc", recursive=False)
 
 
 def become(user: int) -> None:

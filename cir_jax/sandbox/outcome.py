@@ -51,13 +51,13 @@ def _is_memory_error(error: str) -> bool:
 
 
 class Tally:
-    """Statuses of a sandbox's programs, and the seconds of the last of them."""
+    """Statuses of programs, and the seconds of the last of them."""
 
     def __init__(self):
         self._lock = threading.Lock()
-        self.clear()
+        self._clear()
 
-    def clear(self) -> None:
+    def _clear(self) -> None:
         self._statuses: collections.Counter[str] = collections.Counter()
         self._run_s: collections.deque[float] = collections.deque(maxlen=_NUM_TIMES)
         self._queue_s: collections.deque[float] = collections.deque(maxlen=_NUM_TIMES)
@@ -65,27 +65,45 @@ class Tally:
     def watch(self, future: Future[ExecResult]) -> Future[ExecResult]:
         """The future of a program that is handed in now; it counts once it has a result."""
         started = time.monotonic()
-        future.add_done_callback(lambda done: self._record(done, started))
+
+        def count(done: Future[ExecResult]) -> None:
+            if (result := result_of(done)) is not None:
+                self.add(result, time.monotonic() - started)
+
+        future.add_done_callback(count)
         return future
 
-    def _record(self, future: Future[ExecResult], started: float) -> None:
-        if future.cancelled() or future.exception():
-            return
-        result, wall_s = future.result(), time.monotonic() - started
+    def add(self, result: ExecResult, total_s: float) -> None:
+        """Counts a program; total_s: from when it was handed in."""
         with self._lock:
             self._statuses[result.status] += 1
             self._run_s.append(result.wall_s)
-            self._queue_s.append(max(0.0, wall_s - result.wall_s))
+            self._queue_s.append(max(0.0, total_s - result.wall_s))
 
     def stats(self) -> dict[str, Any]:
         """Programs by status ("statuses"), and of the last programs' seconds [median, 99 %]
-        ("run_s" and "queue_s")."""
+        ("run_s" and "queue_s"; empty if there were none)."""
         with self._lock:
-            return {
-                "statuses": dict(self._statuses),
-                "run_s": _percentiles(self._run_s),
-                "queue_s": _percentiles(self._queue_s),
-            }
+            return self._stats()
+
+    def take(self) -> dict[str, Any]:
+        """`stats` of the programs since this was last called."""
+        with self._lock:
+            stats = self._stats()
+            self._clear()
+        return stats
+
+    def _stats(self) -> dict[str, Any]:
+        return {
+            "statuses": dict(self._statuses),
+            "run_s": _percentiles(self._run_s),
+            "queue_s": _percentiles(self._queue_s),
+        }
+
+
+def result_of(done: Future[ExecResult]) -> ExecResult | None:
+    """What came of a program, if anything did."""
+    return None if done.cancelled() or done.exception() else done.result()
 
 
 def _percentiles(seconds: Sequence[float]) -> list[float]:

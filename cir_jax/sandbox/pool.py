@@ -15,9 +15,14 @@ What is NOT covered:
 - reading what any user of the machine may read under /usr, but for other interpreters' packages,
   and in the folders of its own interpreter and packages: keep secrets out of those;
 - side channels: timing, load, shared caches;
+- names of the host's folders that a program's mounts are views of, in /proc/self/mountinfo;
 - with `allow_processes`: the memory of all of a program's processes together;
-- on `namespaces-flat`: a program can signal its worker (in vain) and see that it exists;
+- on `namespaces-flat`: a program can signal its worker (in vain) and see that it exists; its
+  process number says how many have been before it;
 - on `landlock`: see landlock.py.
+
+A program that runs out of time because it waited for a core runs once more. How long it waited is
+known of its first thread only, and not at all on `landlock` and where there is no /proc.
 
 One thread of this process feeds the workers, which are started by exec: this process never forks.
 A process apart for that would keep the workers busier while python code holds this interpreter's
@@ -39,6 +44,7 @@ from typing import Any
 from cir_jax.config import SandboxConfig
 from cir_jax.records import ExecResult
 from cir_jax.sandbox import canary, packages, probe
+from cir_jax.sandbox.environment import ENVIRONMENT
 from cir_jax.sandbox.isolation import Rung, cpu_limit_s
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.outcome import Tally, as_text, last_line, outcome
@@ -92,13 +98,12 @@ class Sandbox:
             failure=_failure,
             num_outputs=2,
             retry_timeouts=True,
-            env=probe.ENVIRONMENT,
+            env=ENVIRONMENT,
             interpreter=interpreter,
         )
         try:
             if attack:
-                canary.check(self.submit, self.limits, self.rung)
-                self._tally.clear()
+                canary.check(self._queue, self.limits, self.rung)
         except BaseException:
             self.close()
             raise
@@ -108,14 +113,24 @@ class Sandbox:
 
         The future raises RuntimeError if no worker can be started.
         """
-        data = code.encode(errors="surrogatepass")
-        return self._tally.watch(self._pool.submit({"seed": seed}, data=data))
+        return self._tally.watch(self._queue(code, seed))
+
+    def attack(self) -> list[canary.Outcome]:
+        """Runs the attacks of canary.py, which do not count among the programs of `stats`."""
+        return canary.attack(self._queue, self.limits, self.rung)
+
+    def _queue(self, code: str, seed: int = 0) -> Future[ExecResult]:
+        return self._pool.submit({"seed": seed}, data=code.encode(errors="surrogatepass"))
 
     def stats(self) -> dict[str, Any]:
         """Counts of jobs, retries, restarts, recycled workers and host-side timeouts; "workers":
         mode and start-up time of each ready worker; "pids"; "rung"; "statuses": programs by
         status; "run_s" and "queue_s": [median, 99 %] of the last programs' seconds."""
         return self._pool.stats() | self._tally.stats() | {"rung": self.rung}
+
+    def wait_until_ready(self) -> None:
+        """Waits for all workers, the spare one included, to be ready; errors as WorkerPool's."""
+        self._pool.wait_until_ready()
 
     def close(self) -> None:
         """Ends all workers and programs. May be called twice."""
@@ -134,8 +149,10 @@ class Sandbox:
             raise TryAgain(ExecResult("infra", error=reason))
         wait_status, in_time = reply["wait_status"], reply["in_time"]
         wall_s, cpu_s, delay_s = (reply[key] for key in ("wall_s", "cpu_s", "delay_s"))
-        if not isinstance(wait_status, int) or not isinstance(in_time, bool):
-            raise ValueError(f"wait_status {wait_status!r}, in_time {in_time!r}")
+        if not isinstance(wait_status, int) or not 0 <= wait_status < 2**16:
+            raise ValueError(f"wait_status {wait_status!r}")
+        if not isinstance(in_time, bool):
+            raise ValueError(f"in_time {in_time!r}")
         for seconds in (wall_s, cpu_s, delay_s):
             if not isinstance(seconds, float) or not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"{seconds!r} seconds")

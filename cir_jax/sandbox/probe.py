@@ -9,6 +9,7 @@ import traceback
 from typing import Any, get_args
 
 from cir_jax.sandbox import isolation, linux, seccomp
+from cir_jax.sandbox.environment import ENVIRONMENT
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.isolation import Rung
 from cir_jax.sandbox.limits import Limits
@@ -18,22 +19,6 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 20.0
 _PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import cir_jax.sandbox.probe as p; p.main()"
-
-# The whole environment of workers and programs. A fixed hash seed makes the order of sets the
-# same in all workers; threads of the linear algebra would break the limits.
-ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
-    "USER": "user",
-    "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    # Else each thread reserves 64 MiB of the address space that the limit is on.
-    "MALLOC_ARENA_MAX": "2",
-}
 
 _CURE = """\
 Programs written by a model are not run without isolation. To allow it, one of:

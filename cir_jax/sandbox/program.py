@@ -3,12 +3,13 @@
 Differences to plain python: numpy and sympy are loaded already; `random`, numpy and sympy's own
 numbers are seeded; the value of a trailing expression is shown if nothing was printed, as an
 interactive python shows it; output is line-buffered, so that a program out of time keeps what it
-printed; there is no main.py on disk; objects still alive at the end are not destroyed.
+printed; there is no main.py on disk; at the end only what is left of its own module is destroyed.
 """
 
 import ast
 import atexit
 import builtins
+import gc
 import importlib
 import linecache
 import os
@@ -17,19 +18,26 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
+from os import _exit
 from typing import NoReturn
 
 _FILENAME = "main.py"
 _VALUE = "__value_of_last_expression__"
+_bits = random.Random()
+_getrandbits = _bits.getrandbits
 
 
 def run(code: bytes) -> NoReturn:
     """Runs `code` to its end and leaves the process with plain python's exit status."""
     status = 1
     try:
-        status = _finish(_execute(code))
+        status = _execute(code)
+        # Of what only the collector of garbage ends, nothing else can have a last word. To look
+        # for it where there is none would cost a small program a good part of its time.
+        status = _finish(status, collect=b"__del__" in code or b"yield" in code)
     finally:
-        os._exit(status)
+        _exit(status)
 
 
 def prepare(folder: str) -> None:
@@ -49,6 +57,7 @@ def prepare(folder: str) -> None:
 def settle(folder: str) -> None:
     """What a process needs to run programs in `folder`."""
     sys.argv = [_FILENAME]
+    sys.orig_argv = [sys.executable, _FILENAME]
     sys.path.insert(0, folder)
     sys.stdout.reconfigure(line_buffering=True)
 
@@ -61,8 +70,9 @@ def seed(number: int) -> None:
 
 def _seed_numpy(numpy_random: types.ModuleType, number: int) -> None:
     numpy_random.seed(number % 2**32)
+    _bits.seed(number)
     # Where a generator that is made without a seed takes its bits from.
-    numpy_random.bit_generator.randbits = random.Random(number).getrandbits
+    numpy_random.bit_generator.randbits = _getrandbits
 
 
 SEEDERS = {
@@ -91,10 +101,7 @@ def _execute(code: bytes) -> int:
     linecache.cache[_FILENAME] = (len(code), None, lines, _FILENAME)
     try:
         exec(compile(_parse(code), _FILENAME, "exec", dont_inherit=True), module.__dict__)
-        value = module.__dict__.pop(_VALUE, None)
-        sys.stdout.flush()
-        if value is not None and os.fstat(1).st_size == 0:
-            sys.displayhook(value)
+        _show(module.__dict__.pop(_VALUE, None))
     except SystemExit as error:
         return _exit_status(error)
     except BaseException as error:
@@ -103,12 +110,23 @@ def _execute(code: bytes) -> int:
     return 0
 
 
+def _show(value: object) -> None:
+    """The value of a trailing expression, if nothing was printed."""
+    try:
+        sys.stdout.flush()
+        if value is None or os.fstat(1).st_size > 0:
+            return
+    except (OSError, ValueError, AttributeError):
+        return  # it has closed or replaced its output
+    sys.displayhook(value)
+
+
 def _exit_status(error: SystemExit) -> int:
     if error.code is None:
         return 0
     if isinstance(error.code, int):
         return error.code & 0xFF
-    print(error.code, file=sys.stderr)
+    _attempt(lambda: print(error.code, file=sys.stderr or sys.__stderr__))
     return 1
 
 
@@ -134,13 +152,31 @@ def _report_plainly(error: BaseException, trace: types.TracebackType | None) -> 
         sys.__excepthook__(type(error), error, trace)
 
 
-def _finish(status: int) -> int:
-    """What the interpreter does at its end: waits for threads, exit functions, flushes."""
-    threading._shutdown()
-    atexit._run_exitfuncs()
+def _finish(status: int, *, collect: bool) -> int:
+    """What the interpreter does at its end; returns the exit status, which that may change."""
+    _attempt(lambda: threading._shutdown())
+    _attempt(lambda: atexit._run_exitfuncs())
+    _attempt(lambda: _destroy_main(collect))
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            status = status or 120  # plain python's status for output that could not be written
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+        except BaseException:
+            status = 120  # plain python's for output that could not be written
     return status
+
+
+def _attempt(step: Callable[[], object]) -> None:
+    """A failure is shown and changes nothing."""
+    try:
+        step()
+    except BaseException as error:
+        _report(error)
+
+
+def _destroy_main(collect: bool) -> None:
+    """Ends the program's objects, which may say something as they go."""
+    builtins._ = None  # the value that was shown
+    sys.modules.pop("__main__", None)
+    if collect:
+        gc.collect()

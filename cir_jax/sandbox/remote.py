@@ -43,10 +43,10 @@ from typing import Any, Literal
 
 from cir_jax.records import ExecResult
 from cir_jax.sandbox import guest, program
+from cir_jax.sandbox.environment import ENVIRONMENT
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.outcome import Tally, as_text, last_line, outcome
-from cir_jax.sandbox.probe import ENVIRONMENT
 from cir_jax.sandbox.text import ERROR_TEXTS
 
 logger = logging.getLogger(__name__)

@@ -9,45 +9,50 @@ Numbers: Linux's asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64).
 """
 
 import errno
+import fcntl
 import functools
 import os
 import signal
 import struct
 from typing import Literal
 
+from cir_jax.prctl import SET_PDEATHSIG, SET_SECCOMP
 from cir_jax.sandbox import linux
 
 _TABLE = """
-acct 163 89 | add_key 248 217 | adjtimex 159 171 | bpf 321 280 | capset 126 91
-chroot 161 51 | clock_adjtime 305 266 | clock_settime 227 112 | clone 56 220
-clone3 435 435 | delete_module 176 106 | execve 59 221 | execveat 322 281
-fanotify_init 300 262 | finit_module 313 273 | fork 57 - | fsconfig 431 431
-fsmount 432 432 | fsopen 430 430 | fspick 433 433 | get_kernel_syms 177 -
-init_module 175 105 | io_uring_enter 426 426 | io_uring_register 427 427
-io_uring_setup 425 425 | ioctl 16 29 | ioperm 173 - | iopl 172 - | ioprio_set 251 30
-kcmp 312 272 | kexec_file_load 320 294 | kexec_load 246 104 | keyctl 250 219 | kill 62 129
-lookup_dcookie 212 18 | mbind 237 235 | memfd_create 319 279 | memfd_secret 447 447
-migrate_pages 256 238 | mknod 133 - | mknodat 259 33 | modify_ldt 154 - | mount 165 40
-mount_setattr 442 442 | move_mount 429 429 | move_pages 279 239 | mq_getsetattr 245 185
-mq_notify 244 184 | mq_open 240 180 | mq_timedreceive 243 183 | mq_timedsend 242 182
-mq_unlink 241 181 | msgctl 71 187 | msgget 68 186 | msgrcv 70 188 | msgsnd 69 189
-name_to_handle_at 303 - | nfsservctl 180 42 | open_by_handle_at 304 - | open_tree 428 428
+acct 163 89 | add_key 248 217 | adjtimex 159 171 | bind 49 200 | bpf 321 280 | capset 126 91
+chmod 90 - | chown 92 - | chroot 161 51 | clock_adjtime 305 266 | clock_settime 227 112
+clone 56 220 | clone3 435 435 | connect 42 203 | delete_module 176 106 | execve 59 221
+execveat 322 281 | fanotify_init 300 262 | fchmod 91 52 | fchmodat 268 53 | fchmodat2 452 452
+fchown 93 55 | fchownat 260 54 | fcntl 72 25 | finit_module 313 273 | fork 57 -
+fremovexattr 199 16 | fsconfig 431 431 | fsetxattr 190 7 | fsmount 432 432 | fsopen 430 430
+fspick 433 433 | futimesat 261 - | get_kernel_syms 177 - | init_module 175 105
+io_uring_enter 426 426 | io_uring_register 427 427 | io_uring_setup 425 425 | ioctl 16 29
+ioperm 173 - | iopl 172 - | ioprio_set 251 30 | kcmp 312 272 | kexec_file_load 320 294
+kexec_load 246 104 | keyctl 250 219 | kill 62 129 | lchown 94 - | listen 50 201
+lookup_dcookie 212 18 | lremovexattr 198 15 | lsetxattr 189 6 | mbind 237 235
+memfd_create 319 279 | memfd_secret 447 447 | migrate_pages 256 238 | mknod 133 -
+mknodat 259 33 | modify_ldt 154 - | mount 165 40 | mount_setattr 442 442 | move_mount 429 429
+move_pages 279 239 | mq_getsetattr 245 185 | mq_notify 244 184 | mq_open 240 180
+mq_timedreceive 243 183 | mq_timedsend 242 182 | mq_unlink 241 181 | msgctl 71 187
+msgget 68 186 | msgrcv 70 188 | msgsnd 69 189 | name_to_handle_at 303 264 | nfsservctl 180 42
+open 2 - | open_by_handle_at 304 265 | open_tree 428 428 | openat 257 56 | openat2 437 437
 perf_event_open 298 241 | personality 135 92 | pidfd_getfd 438 438 | pidfd_open 434 434
 pidfd_send_signal 424 424 | pivot_root 155 41 | prctl 157 167 | prlimit64 302 261
 process_madvise 440 440 | process_mrelease 448 448 | process_vm_readv 310 270
 process_vm_writev 311 271 | ptrace 101 117 | quotactl 179 60 | quotactl_fd 443 443
-reboot 169 142 | request_key 249 218 | rt_sigqueueinfo 129 138 | rt_tgsigqueueinfo 297 240
-sched_setaffinity 203 122 | sched_setattr 314 274 | sched_setparam 142 118
-sched_setscheduler 144 119 | semctl 66 191 | semget 64 190 | semop 65 193
-semtimedop 220 192 | set_mempolicy 238 237 | set_mempolicy_home_node 450 450
-setdomainname 171 162 | setfsgid 123 152 | setfsuid 122 151 | setgid 106 144
-setgroups 116 159 | sethostname 170 161 | setns 308 268 | setpriority 141 140
+reboot 169 142 | removexattr 197 14 | request_key 249 218 | rt_sigqueueinfo 129 138
+rt_tgsigqueueinfo 297 240 | sched_setaffinity 203 122 | sched_setattr 314 274
+sched_setparam 142 118 | sched_setscheduler 144 119 | seccomp 317 277 | semctl 66 191
+semget 64 190 | semop 65 193 | semtimedop 220 192 | set_mempolicy 238 237
+set_mempolicy_home_node 450 450 | setdomainname 171 162 | setfsgid 123 152 | setfsuid 122 151
+setgid 106 144 | setgroups 116 159 | sethostname 170 161 | setns 308 268 | setpriority 141 140
 setregid 114 143 | setresgid 119 149 | setresuid 117 147 | setreuid 113 145
-settimeofday 164 170 | setuid 105 146 | shmat 30 196 | shmctl 31 195 | shmdt 67 197
-shmget 29 194 | socket 41 198 | socketpair 53 199 | swapoff 168 225 | swapon 167 224
-syslog 103 116 | tgkill 234 131 | tkill 200 130 | umount2 166 39 | unshare 272 97
-uselib 134 - | userfaultfd 323 282 | ustat 136 - | vfork 58 - | vhangup 153 58
-vserver 236 -
+settimeofday 164 170 | setuid 105 146 | setxattr 188 5 | shmat 30 196 | shmctl 31 195
+shmdt 67 197 | shmget 29 194 | socket 41 198 | socketpair 53 199 | swapoff 168 225
+swapon 167 224 | syslog 103 116 | tgkill 234 131 | tkill 200 130 | truncate 76 45
+umount2 166 39 | unshare 272 97 | uselib 134 - | userfaultfd 323 282 | ustat 136 - | utime 132 -
+utimensat 280 88 | utimes 235 - | vfork 58 - | vhangup 153 58 | vserver 236 -
 """
 NEWEST = 462
 """mseal, of Linux 6.10."""
@@ -56,7 +61,8 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
 """Machine -> AUDIT_ARCH number, column in the table."""
 
 # Refused whatever their arguments. What reaches into other processes, mounts, the kernel itself,
-# the clock, users and rights; kernel objects that outlive a process; memory outside of the limits.
+# the clock, users and rights; kernel objects that outlive a process; memory outside of the limits;
+# what a socket needs to reach another process; and further filters, which are code in the kernel.
 _REFUSED = (
     "ptrace process_vm_readv process_vm_writev process_madvise process_mrelease kcmp pidfd_getfd "
     "pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo "
@@ -71,7 +77,15 @@ _REFUSED = (
     "iopl ioperm modify_ldt settimeofday clock_settime clock_adjtime adjtimex "
     "sethostname setdomainname setuid setgid setreuid setregid setresuid setresgid setfsuid "
     "setfsgid setgroups capset sched_setscheduler sched_setattr sched_setparam ioprio_set "
-    "migrate_pages move_pages mbind set_mempolicy set_mempolicy_home_node socket"
+    "migrate_pages move_pages mbind set_mempolicy set_mempolicy_home_node "
+    "socket bind connect listen seccomp personality"
+).split()
+# Refused where a program has the trainer's user and sees the trainer's files: Landlock stops none
+# of these, but for truncate from its third version on.
+_CHANGING_FILES = (
+    "truncate chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat "
+    "utime utimes futimesat utimensat "
+    "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
 ).split()
 _STARTING_PROCESSES = ("fork", "vfork", "execve", "execveat")
 
@@ -92,8 +106,14 @@ _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 # Offsets in struct seccomp_data; arguments are 64 bits, their low half first.
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
-_AF_UNIX, _TIOCSTI, _TIOCLINUX = 1, 0x5412, 0x541C
-_PR_SET_PDEATHSIG = 1
+_AF_UNIX, _SOCK_STREAM, _OTHER_SOCKET_TYPES = 1, 1, 0xE
+_F_SETOWN_EX = 15
+# What is asked of a descriptor itself: TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX,
+# FIOCLEX. Others push input into terminals, send signals or set attributes of files.
+_IOCTLS = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# F_SETOWN and the like: whom a descriptor signals, and with what; the kernel asks less of that than
+# of kill. F_SETLEASE: makes others wait who open the file.
+_FCNTLS_REFUSED = (fcntl.F_SETOWN, fcntl.F_SETSIG, _F_SETOWN_EX, fcntl.F_SETLEASE)
 
 # SIGKILL cannot be handled; the others are not, in practice. (Ones that are get a handler, see
 # isolation.py.)
@@ -183,9 +203,12 @@ def build(signals: Signals, *, allow_processes: bool, pid: int = 0, machine: str
         rules |= {name: _Assembler() for name in _STARTING_PROCESSES if name in number}
     for rule in rules.values():
         rule.give(refused)
-    # Its flags lie in memory, out of a filter's sight; the C library then uses clone.
+    # Flags in memory are out of a filter's sight; the C library then uses clone.
     rules["clone3"] = _giving(_error(errno.ENOSYS))
     rules |= _argument_rules(allow_processes) | _signal_rules(signals, pid)
+    if signals == "own":
+        rules |= {name: _giving(refused) for name in _CHANGING_FILES if name in number}
+        rules |= _opening_rules(number)
 
     program = _Assembler()
     program.load(_ARCHITECTURE)
@@ -226,20 +249,53 @@ def _search(rules: dict[int, list]) -> list:
 
 def _argument_rules(allow_processes: bool) -> dict[str, "_Assembler"]:
     refused = _giving(_error(errno.EPERM))
-    clone, pair, ioctl = _argument(0), _argument(0), _argument(1)
+    clone, pair, ioctl, fcntl_, prctl = (_argument(index) for index in (0, 0, 1, 1, 0))
     clone.when(_IF_ANY_BIT, _NEW_NAMESPACES, refused)
     if not allow_processes:
         clone.when(_IF_ANY_BIT, linux.CLONE_THREAD, refused, negate=True)
+    # Only a stream has to be connected: a datagram may be sent to any name in sight.
     pair.when(_IF_EQUAL, _AF_UNIX, refused, negate=True)
-    for command in (_TIOCSTI, _TIOCLINUX):
-        ioctl.when(_IF_EQUAL, command, refused)
-    rules = {"clone": clone, "socketpair": pair, "ioctl": ioctl}
-    # Of any process but the caller.
-    for name, index in (("prlimit64", 0), ("sched_setaffinity", 0), ("setpriority", 1)):
-        rules[name] = _argument(index)
-        rules[name].when(_IF_EQUAL, 0, refused, negate=True)
+    pair.code += _argument(1).code
+    pair.when(_IF_ANY_BIT, _OTHER_SOCKET_TYPES, refused)
+    pair.when(_IF_ANY_BIT, _SOCK_STREAM, refused, negate=True)
+    for command in _IOCTLS:
+        ioctl.when(_IF_EQUAL, command, _giving(_ALLOW))
+    ioctl.give(_error(errno.EPERM))
+    for command in _FCNTLS_REFUSED:
+        fcntl_.when(_IF_EQUAL, command, refused)
+    prctl.when(_IF_EQUAL, SET_SECCOMP, refused)
+    rules = {"clone": clone, "socketpair": pair, "ioctl": ioctl, "fcntl": fcntl_, "prctl": prctl}
+    # Of any process but the caller: 0 as the number stands for it, for setpriority if the first
+    # argument says that it is one of a process (0), not of a user.
+    for name, indices in (("prlimit64", [0]), ("sched_setaffinity", [0]), ("setpriority", [0, 1])):
+        rules[name] = _Assembler()
+        for index in indices:
+            rules[name].code += _argument(index).code
+            rules[name].when(_IF_EQUAL, 0, refused, negate=True)
     for rule in rules.values():
         rule.give(_ALLOW)
+    return rules
+
+
+def _opening_rules(number: dict[str, int]) -> dict[str, "_Assembler"]:
+    """No file is cut to no length as it is opened, but one that may be written to.
+
+    That needs no access that the first versions of Landlock know of, if the file is opened for
+    reading, or (access mode 3) for neither reading nor writing.
+    """
+    rules = {"openat2": _giving(_error(errno.ENOSYS))}  # its flags lie in memory
+    for name, index in (("open", 1), ("openat", 2)):
+        if name in number:
+            unless_both = _Assembler()
+            unless_both.when(_IF_ANY_BIT, os.O_RDWR, _giving(_error(errno.EPERM)))
+            unless_both.give(_ALLOW)
+            cut = _Assembler()
+            cut.when(_IF_ANY_BIT, os.O_WRONLY, unless_both)
+            cut.when(_IF_ANY_BIT, os.O_RDWR, _giving(_ALLOW))
+            cut.give(_error(errno.EPERM))
+            rules[name] = _argument(index)
+            rules[name].when(_IF_ANY_BIT, os.O_TRUNC, cut)
+            rules[name].give(_ALLOW)
     return rules
 
 
@@ -263,7 +319,8 @@ def _signal_rules(signals: Signals, pid: int) -> dict[str, _Assembler]:
                 rule.when(_IF_EQUAL, 0, _giving(_ALLOW))  # a process group of its own
             rule.give(_error(errno.EPERM))
         rules["prctl"] = _argument(0)
-        rules["prctl"].when(_IF_EQUAL, _PR_SET_PDEATHSIG, _giving(_error(errno.EPERM)))
+        for option in (SET_SECCOMP, SET_PDEATHSIG):
+            rules["prctl"].when(_IF_EQUAL, option, _giving(_error(errno.EPERM)))
         rules["prctl"].give(_ALLOW)
         rules["pidfd_open"] = _argument(0)
         rules["pidfd_open"].when(_IF_EQUAL, pid, _giving(_ALLOW))

@@ -10,7 +10,6 @@ A key is a hash of settings, program and seed; what a program prints is a functi
 for clocks and the like. Of lines with equal keys (a run that was resumed has them) the last counts.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -27,6 +26,7 @@ from cir_jax.records import ExecResult, ExecStatus
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.executor import Executor
 from cir_jax.sandbox.limits import Limits
+from cir_jax.sandbox.outcome import Tally, result_of
 from cir_jax.sandbox.pool import limits_of, open_sandbox
 
 PROGRAMS = "programs.jsonl"
@@ -54,7 +54,8 @@ class Store:
         self._settings = self.description | {"limits": dataclasses.asdict(executor.limits)}
         self._recheck_below = recheck_share * 2**32
         self._lock = threading.Lock()
-        self._tally = _Tally()
+        self._tally = Tally()
+        self._counts = dict.fromkeys(_RECHECKS, 0)
         self._before = executor.stats()
         self._path, self._failed = path, ""
         self._file = None if path is None else os.open(path, _APPEND, 0o644)
@@ -76,7 +77,7 @@ class Store:
         return future
 
     def _keep(self, code: str, seed: int, done: Future[ExecResult], started: float) -> None:
-        if (result := _result_of(done)) is None:
+        if (result := result_of(done)) is None:
             return
         self._tally.add(result, time.monotonic() - started)
         if result.status == "infra":
@@ -91,12 +92,14 @@ class Store:
             again.add_done_callback(lambda done: self._compare(key, result, done))
 
     def _compare(self, key: str, first: ExecResult, done: Future[ExecResult]) -> None:
-        second = _result_of(done)
+        second = result_of(done)
         if second is None or second.status == "infra":
             return
         said = {name: getattr(second, name) for name in ("status", "stdout", "error")}
         differs = any(getattr(first, name) != value for name, value in said.items())
-        self._tally.count(rechecked=1, nondeterministic=int(differs))
+        with self._lock:
+            self._counts["runs_rechecked"] += 1
+            self._counts["runs_nondeterministic"] += differs
         if differs:
             self._write({"again": key} | said)
 
@@ -115,7 +118,10 @@ class Store:
         how many of these did something else; retries and restarted workers."""
         before, self._before = self._before, self._executor.stats()
         workers = {name: self._before.get(name, 0) - before.get(name, 0) for name in _OF_WORKERS}
-        return self._tally.take() | {_OF_WORKERS[name]: count for name, count in workers.items()}
+        with self._lock:
+            rechecks, self._counts = self._counts, dict.fromkeys(_RECHECKS, 0)
+        figures = _figures(self._tally.take()) | rechecks
+        return figures | {_OF_WORKERS[name]: count for name, count in workers.items()}
 
     def stats(self) -> dict[str, Any]:
         return self._executor.stats()
@@ -149,7 +155,7 @@ class Replay:
     def __init__(self, path: Path, limits: Limits):
         self.limits = limits
         self._path = path / PROGRAMS if path.is_dir() else path
-        self._tally = _Tally()
+        self._tally = Tally()
         self._lock = threading.Lock()
         try:
             self._file = open(self._path, "rb")  # noqa: SIM115
@@ -215,7 +221,7 @@ class Replay:
 
     def figures(self) -> dict[str, float]:
         """As Store's; programs took the seconds that they had taken."""
-        return self._tally.take() | dict.fromkeys(_OF_WORKERS.values(), 0)
+        return _figures(self._tally.take()) | dict.fromkeys((*_RECHECKS, *_OF_WORKERS.values()), 0)
 
     def stats(self) -> dict[str, Any]:
         return {}
@@ -243,53 +249,20 @@ def open_store(cfg: SandboxConfig, run_dir: Path | None) -> Store | Replay:
 
 
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+_RECHECKS = ("runs_rechecked", "runs_nondeterministic")
 # Counts of an executor that has workers, and their names among the figures.
 _OF_WORKERS = {"retries": "run_retries", "restarts": "worker_restarts"}
 
 
-class _Tally:
-    """Counts and seconds since they were last asked for."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._statuses: collections.Counter[str] = collections.Counter()
-        self._counts = dict.fromkeys(("rechecked", "nondeterministic"), 0)
-        self._run_s: list[float] = []
-        self._queue_s: list[float] = []
-
-    def add(self, result: ExecResult, total_s: float) -> None:
-        with self._lock:
-            self._statuses[result.status] += 1
-            self._run_s.append(result.wall_s)
-            self._queue_s.append(max(0.0, total_s - result.wall_s))
-
-    def count(self, **counts: int) -> None:
-        with self._lock:
-            for name, count in counts.items():
-                self._counts[name] += count
-
-    def take(self) -> dict[str, float]:
-        with self._lock:
-            figures: dict[str, float] = {"runs": len(self._run_s)}
-            figures |= {f"runs_{name}": self._statuses[name] for name in get_args(ExecStatus)}
-            figures |= {f"runs_{name}": count for name, count in self._counts.items()}
-            for name, seconds in (("run", self._run_s), ("queue", self._queue_s)):
-                for percent in (50, 99):
-                    figures[f"{name}_p{percent}_s"] = _percentile(seconds, percent)
-            self._clear()
-        return figures
-
-
-def _percentile(seconds: list[float], percent: int) -> float:
-    return sorted(seconds)[len(seconds) * percent // 100] if seconds else 0.0
-
-
-def _result_of(done: Future[ExecResult]) -> ExecResult | None:
-    """What came of a program, if anything did."""
-    return None if done.cancelled() or done.exception() else done.result()
+def _figures(programs: dict[str, Any]) -> dict[str, float]:
+    """A tally's, flat."""
+    statuses = programs["statuses"]
+    figures: dict[str, float] = {"runs": sum(statuses.values())}
+    figures |= {f"runs_{name}": statuses.get(name, 0) for name in get_args(ExecStatus)}
+    for name in ("run", "queue"):
+        p50, p99 = programs[f"{name}_s"] or (0.0, 0.0)
+        figures |= {f"{name}_p50_s": p50, f"{name}_p99_s": p99}
+    return figures
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
