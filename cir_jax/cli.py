@@ -12,6 +12,7 @@ from cir_jax.chat import command as chat_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import tasks
 from cir_jax.sandbox.errors import SandboxError
+from cir_jax.verl import command as verl_command
 
 # Exit codes: 2 is also argparse's own; 130 is a shell's for SIGINT.
 EXIT_CONFIG = 2
@@ -85,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     export.add_argument("out", metavar="OUT", type=Path)
     export.set_defaults(run=_export)
+
+    verl_command.add(commands)
 
     tokenizer = commands.add_parser(
         "train-tokenizer",

@@ -26,10 +26,10 @@ ALLOWED = (
         "__init__": set(),
     }
     | dict.fromkeys(
-        ("aot", "arguments", "bench", "chat", "cli"),
+        ("aot", "arguments", "bench", "chat", "cli", "verl"),
         BASE
         | STAGES
-        | {"rollout", "evals", "report", "train", "aot", "arguments", "bench", "chat"},
+        | {"rollout", "evals", "report", "train", "aot", "arguments", "bench", "chat", "verl"},
     )
 )
 

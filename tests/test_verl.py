@@ -1,0 +1,674 @@
+"""`cir-jax import-verl`: launches as bash and hydra read them, and what becomes of each key."""
+
+import json
+import os
+import subprocess
+import tomllib
+
+import pytest
+
+from cir_jax import cli
+from cir_jax import config as configs
+from cir_jax.config import ConfigError
+from cir_jax.verl import hydra, shell
+from cir_jax.verl.keys import CIR_TEMPLATE, KEYS, Launch, key_of
+from cir_jax.verl.translate import to_toml, translate
+
+ACTOR = "actor_rollout_ref.actor."
+ROLLOUT = "actor_rollout_ref.rollout."
+
+# As CIR's reference launches: options that a loop reads, a default in an `if`, continued lines.
+CIR_SCRIPT = """\
+#!/bin/bash
+set -x
+export NCCL_IB_DISABLE=0
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --model) MODEL="$2"; shift 2 ;;
+        *) break ;;
+    esac
+done
+if [ -z "$MODEL" ]; then
+    MODEL=/models/Qwen2.5-Math-7B   # the base model
+fi
+BATCH=128
+LENGTH=$((4 * 1024))
+
+python3 -m verl.trainer.main_ppo \\
+    algorithm.adv_estimator=reinforce_plus_plus_baseline \\
+    algorithm.kl_ctrl.kl_coef=0 \\
+    data.train_files= \\
+    data.val_files= \\
+    data.train_batch_size=$BATCH \\
+    data.shuffle=True \\
+    data.max_prompt_length=1024 \\
+    data.max_response_length=${LENGTH} \\
+    data.truncation='left' \\
+    +data.seed=80 \\
+    actor_rollout_ref.model.path=$MODEL  \\
+    actor_rollout_ref.actor.optim.lr=1e-6 \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=64 \\
+    actor_rollout_ref.actor.use_dynamic_bsz=True \\
+    actor_rollout_ref.actor.use_kl_loss=False \\
+    actor_rollout_ref.actor.kl_loss_coef=0 \\
+    actor_rollout_ref.actor.entropy_coeff=0 \\
+    actor_rollout_ref.actor.clip_ratio_low=0.2 \\
+    actor_rollout_ref.actor.clip_ratio_high=0.28 \\
+    actor_rollout_ref.actor.state_masking=True \\
+    +actor_rollout_ref.actor.fsdp_config.grad_offload=False \\
+    actor_rollout_ref.rollout.temperature=1.0 \\
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.75 \\
+    actor_rollout_ref.rollout.max_model_len=15361 \\
+    actor_rollout_ref.rollout.n=16 \\
+    +actor_rollout_ref.rollout.generate_method=CIR \\
+    +actor_rollout_ref.rollout.max_call_time=2 \\
+    actor_rollout_ref.rollout.val_kwargs.do_sample=True \\
+    trainer.critic_warmup=0 \\
+    trainer.logger=['console','wandb'] \\
+    trainer.experiment_name=cir \\
+    trainer.val_before_train=True \\
+    trainer.save_freq=10 \\
+    reward_model.reward_manager=still_code_format \\
+    trainer.total_epochs=30
+"""
+
+# As DAPO's recipe: defaults of variables, sums, a job's command around the trainer's.
+DAPO_SCRIPT = """\
+#!/usr/bin/env bash
+set -euo pipefail
+prompts=512
+max_prompt=$((1024 * 2))
+max_response=$((1024 * 20))
+MODEL=${MODEL:-"${HOME}/verl/models/Qwen2.5-32B"}
+
+ray job submit --no-wait -- python3 -m recipe.dapo.main_dapo \\
+    data.train_batch_size=${prompts} data.gen_batch_size=$((prompts * 3)) \\
+    data.max_prompt_length=${max_prompt} data.max_response_length=${max_response} \\
+    actor_rollout_ref.model.path="${MODEL}" \\
+    +actor_rollout_ref.model.override_config.attention_dropout=0. \\
+    algorithm.adv_estimator=grpo \\
+    algorithm.filter_groups.enable=True algorithm.filter_groups.metric=acc \\
+    actor_rollout_ref.actor.clip_ratio_c=10.0 \\
+    actor_rollout_ref.actor.optim.lr_warmup_steps=10 \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=32 \\
+    actor_rollout_ref.rollout.top_k="-1" \\
+    reward_model.reward_manager=dapo \\
+    reward_model.overlong_buffer.enable=True reward_model.overlong_buffer.len=4096 \\
+    trainer.total_training_steps=200
+"""
+
+
+def arguments(script, *given, environment=None, **variables):
+    return list(shell.training_command(script, given, environment or {}, variables).arguments)
+
+
+# As ToRL's: GRPO with a KL term of weight 0, programs asked for by a stop word.
+TORL_SCRIPT = """\
+policy=/root/models/Qwen2.5-Math-1.5B
+batch=128; samples=16
+calls=1
+kl=0.0
+out=/root/out/${name:-torl}
+mkdir -p $out
+
+python3 -m verl.trainer.main_ppo \\
+    algorithm.adv_estimator=grpo \\
+    algorithm.kl_ctrl.kl_coef=$kl \\
+    data.train_files=$out/train.parquet \\
+    data.train_batch_size=$batch \\
+    data.max_prompt_length=400 \\
+    data.max_response_length=3072 \\
+    data.template_type=tir \\
+    actor_rollout_ref.model.path=$policy \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=1024 \\
+    actor_rollout_ref.actor.use_kl_loss=True \\
+    actor_rollout_ref.actor.kl_loss_coef=$kl \\
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl \\
+    actor_rollout_ref.actor.entropy_coeff=0 \\
+    actor_rollout_ref.rollout.num_llm_calls_available=$calls \\
+    actor_rollout_ref.rollout.n=$samples \\
+    actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=True \\
+    actor_rollout_ref.ref.fsdp_config.param_offload=True \\
+    trainer.samples_save_path=$out/samples \\
+    trainer.resume_mode=auto \\
+    trainer.total_training_steps=500 2>&1 | tee $out/log
+"""
+
+
+def launched(*words):
+    return "python -m verl.trainer.main_ppo " + " ".join(words) + "\n"
+
+
+def of_bash(script, tmp_path, *given):
+    """The same words by bash, with a `python3` that prints what it was given."""
+    fake = tmp_path / "python3"
+    fake.write_text("#!/bin/sh\nshift 2\nfor word; do printf '%s\\0' \"$word\"; done\n")
+    fake.chmod(0o755)
+    path = tmp_path / "launch.sh"
+    path.write_text(script)
+    done = subprocess.run(
+        ["bash", str(path), *given],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": "/home/me"},
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=tmp_path,
+    )
+    return done.stdout.decode().split("\0")[:-1]
+
+
+SCRIPTS = {
+    "cir": CIR_SCRIPT,
+    "arguments": 'A=1\npython3 -m verl.trainer.main_ppo a.b=$A "$@" c.d=2 2>&1 | cat\n',
+    "arrays": 'A=(a.b=1 a.c="x y" # why\n a.d=3 " e ")\nA+=(a.e=4)\nB="a.f=5 a.g=6 "\nC=()\n'
+    'python3 -m verl.trainer.main_ppo "${A[@]}" $B x${B}y "$B" "" \'\' $B"" ${A[@]}z'
+    ' "${C[@]}" $A ${A} "${A[*]}" ${C:-none} "${B[*]}"\n',
+    "quotes": "V=v\npython3 -m verl.trainer.main_ppo a.a='$V' a.b=\"'$V' \\\"q\\\" \\$V\" a.c=\\$V"
+    " a.d=['x','y'] a.e=\"['x', 'y']\" a.f=${V}w a.g=$V/w a.h=\"a\\\nb\" \\\n  a.i=i\n",
+    "defaults": ': \nE=""\npython3 -m verl.trainer.main_ppo a=${N:-1} b=${E:-2} c=${E-3}'
+    ' d=${N-"4 5"} l=${N-4 5} e=${E:+6} f=${HOME:+7} g=${1:-8} h=${M:=9} i=$M\n',
+    "documents": "cat <<-'END' >/dev/null\n it's a.b=1\n\tEND\n"
+    "cat <<X <<Y >/dev/null\n'\nX\n\"\nY\n"
+    "python3 -m verl.trainer.main_ppo a='{b: 1, c: 2}' d=\"{e,f}\" g={h} <<<'x y'\n",
+    "sums": "A=7\npython3 -m verl.trainer.main_ppo a=$((A * (2 + 3))) b=$((-A / 2)) c=$((-A % 4))"
+    " d=$((${A} ** 2)) e=$(( $A - 1 ))\n",
+    "tests": 'X=b\nif [ "$X" = a ]; then Y=1; elif [[ $X == b ]]; then Y=2; else Y=3; fi\n'
+    '[ -z "$Z" ] && Z=4\n[ -n "$Z" ] || Z=5\nif [ 2 -gt 10 ]; then Y=6\nfi\n'
+    '[ -z "$Z" ] && W=1 && Y=7\n[ "${U-u}" = u ] || Y=9\n'
+    "mkdir -p . || Y=8\nFOO=1 python3 -m verl.trainer.main_ppo y=$Y z=$Z\n",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_words_are_those_of_bash(name, tmp_path):
+    given = ["k.l=a b", "k.m=c"] if name == "arguments" else []
+    ours = arguments(SCRIPTS[name], *given, environment={"HOME": "/home/me"})
+    assert ours == of_bash(SCRIPTS[name], tmp_path, *given)
+    assert len(ours) > 1
+
+
+def test_arguments_go_to_the_end_where_the_script_has_no_place_for_them():
+    assert arguments(launched("a.b=1"), "a.b=2") == ["a.b=1", "a.b=2"]
+
+
+def test_variables_are_given_or_found_in_the_environment():
+    script = "A=1\n" + launched("a=$A", "b=$B")
+    assert arguments(script, environment={"A": "2", "B": "3"}) == ["a=1", "b=3"]
+    assert arguments(script, A="4", B="5") == ["a=4", "b=5"]
+
+
+@pytest.mark.parametrize(
+    "script, parts",
+    [
+        (launched("a.b=$NOWHERE"), ["line 1", "NOWHERE", "not set"]),
+        ("X=${ELSE}\n" + launched("a.b=$X"), ["line 2", "ELSE"]),
+        ("X=$(ls)\n" + launched("a.b=$X"), ["$(ls)", "not run"]),
+        (launched("a.b=`ls`"), ["`ls`", "not run"]),
+        ("if [ -f x ]; then\nX=1\nfi\n" + launched("a.b=$X"), ["X", "line 2", "may not be run"]),
+        ("for X in 1 2; do\nY=$X\ndone\n" + launched("a.b=$Y"), ["Y", "line 2"]),
+        (launched("a.b=${X%.sh}"), ["${X%.sh}"]),
+        (launched("a.b=$((1 / 0))"), ["1 / 0"]),
+        (launched("a.b=$((N * 2))"), ["N", "not set"]),
+        (launched("a.b=$'x'"), ["$'...'"]),
+        (launched("a.b={c: 1,d: 2}".replace(" ", "")), ["quote it"]),
+    ],
+)
+def test_what_cannot_be_known_is_named(script, parts):
+    command = shell.training_command(script)
+    (unknown,) = command.unknown
+    assert (unknown.key, command.arguments) == ("a.b", ())
+    for part in parts:
+        assert part in unknown.reason
+
+
+@pytest.mark.parametrize(
+    "script, parts",
+    [
+        (launched("a.b=1", "$OTHERS"), ["line 1", "OTHERS", "not set"]),
+        (launched("a.b=1 \\\n# a.c=2 \\\n a.d=3"), ["line 3", "a.d=", "cuts it off"]),
+        (launched("a.b='x"), ["line 1", "not closed"]),
+        ("echo main_ppo\n", ["has none"]),
+        (launched("a=1") + launched("a=2"), ["lines 1, 2"]),
+    ],
+)
+def test_what_is_no_launch(script, parts):
+    with pytest.raises(ValueError) as caught:
+        shell.training_command(script)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_an_unknown_variable_that_is_not_used_is_no_error():
+    assert arguments("X=$(date)\nY=$X\n" + launched("a.b=1")) == ["a.b=1"]
+
+
+def test_an_unknown_value_matters_where_the_result_depends_on_it():
+    script = launched(
+        *BASE,
+        "trainer.experiment_name=run-$(date +%s)",
+        'trainer.default_local_dir="$CKPT/x"',
+        "data.train_files=$DATA/train.parquet",
+        ACTOR + "kl_loss_coef=$KL",
+    )
+    options = {"tasks": ["sum"], "name": "file"}
+    translation = translate(shell.training_command(script), **options)
+    assert setting(translation, "name") == "run"
+    assert line(translation, "trainer.default_local_dir").value == "$CKPT/x"
+    assert line(translation, "data.train_files").value == "$DATA/train.parquet"
+    for more in (ROLLOUT + "n=$N", ACTOR + "use_kl_loss=$N", "a.b=$N"):
+        command = shell.training_command(script.rstrip() + f" {more}")
+        with pytest.raises(ConfigError) as caught:
+            translate(command, **options)
+        assert str(caught.value).startswith(f"{more}: line 1: ")
+        assert "--var N=VALUE" in str(caught.value)
+    given = shell.training_command(script.rstrip() + f" {ROLLOUT}n=$N", [ROLLOUT + "n=3"])
+    assert setting(translate(given, **options), "rollout.samples_per_prompt") == 3
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-6", 1e-6),
+        ("0.", 0.0),
+        ("-1", -1),
+        ("True", True),
+        ("null", None),
+        ("", ""),
+        ("/a/b-c.parquet", "/a/b-c.parquet"),
+        ("['a, b',\"c\"]", ["a, b", "c"]),
+        ("[console,wandb]", ["console", "wandb"]),
+        ("[[1, 2], []]", [[1, 2], []]),
+        ("{a: 1, b: [x, y]}", {"a": 1, "b": ["x", "y"]}),
+        ("'1'", "1"),
+        ("${data.seed}", "${data.seed}"),
+        ("v1.0", "v1.0"),
+    ],
+)
+def test_values(text, value):
+    parsed = hydra.parse_value(text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_overrides_and_options():
+    overrides, options = hydra.parse(["a.b=1", "+c=x=y", "++d.e=[1]", "~f", "--config-name=g"])
+    assert [(o.key, o.value, o.deleted) for o in overrides] == [
+        ("a.b", 1, False),
+        ("c", "x=y", False),
+        ("d.e", [1], False),
+        ("f", None, True),
+    ]
+    assert options == ["--config-name=g"]
+    for bad in ("a.b", "a.b=[1", "a.b='x", "a.b=[1] 2"):
+        with pytest.raises(ValueError, match="a.b"):
+            hydra.parse([bad])
+
+
+# Enough for a launch to be translated; what a test adds wins.
+BASE = (
+    "algorithm.adv_estimator=reinforce_plus_plus_baseline",
+    "actor_rollout_ref.model.path=Qwen/Qwen3-8B",
+    "trainer.total_training_steps=100",
+)
+
+
+def translated(*overrides, **options):
+    command = shell.Command("main_ppo", (*BASE, *overrides))
+    return translate(command, tasks=["sum"], name="run", **options)
+
+
+def setting(translation, key):
+    return translation.settings[key][0]
+
+
+def line(translation, key):
+    (found,) = (line for line in translation.report if line.key == key)
+    return found
+
+
+@pytest.mark.parametrize(
+    "override, category, ours",
+    [
+        (ACTOR + "clip_ratio_low=0.1", "honoured", {"rl.clip_low": 0.1}),
+        (ACTOR + "optim.betas=[0.9,0.95]", "honoured", {"rl.optim.beta2": 0.95}),
+        (ROLLOUT + "max_model_len=800", "honoured", {"rollout.max_context": 800}),
+        ("trainer.max_actor_ckpt_to_keep=3", "honoured", {"checkpoint.keep": 3}),
+        (ROLLOUT + "top_k=-1", "translated", {"rollout.top_k": 0}),
+        (ROLLOUT + "top_k=5", "honoured", {"rollout.top_k": 5}),
+        # veRL's own 1024 prompts a step, 256 an update: 4 updates a step.
+        (ACTOR + "optim.lr_warmup_steps=10", "translated", {"rl.optim.warmup_steps": 40}),
+        (ACTOR + "ppo_mini_batch_size=2048", "translated", {"rl.minibatch_prompts": 1024}),
+        (ROLLOUT + "num_llm_calls_available=1", "translated", {"rollout.boundary": "stop_word"}),
+        ("trainer.experiment_name='a b/c'", "translated", {"name": "a-b-c"}),
+        (ACTOR + "optim.warmup_style=cosine", "approximated", {"rl.optim.schedule": "cosine"}),
+        ("data.truncation=left", "approximated", {}),
+        ("trainer.test_freq=5", "approximated", {}),
+        ("reward_model.reward_manager=dapo", "approximated", {}),
+        (
+            "+actor_rollout_ref.model.override_config.max_position_embeddings=9000",
+            "honoured",
+            {"model.max_positions": 9000},
+        ),
+        ("actor_rollout_ref.model.lora_rank=8", "honoured", {"model.lora.alpha": 16.0}),
+        (ROLLOUT + "gpu_memory_utilization=0.5", "ignored", {}),
+        ("+reward_model.reward_kwargs.overlong_buffer_cfg.len=9", "ignored", {}),
+        ("+reward_model.reward_kwargs.overlong_buffer_cfg.enable=True", "lacking", {}),
+        (ACTOR + "state_masking=False", "ignored", {}),
+        ("trainer.logger=['console']", "ignored", {}),
+        ("critic.optim.lr=1e-5", "ignored", {}),
+        (ACTOR + "kl_loss_coef=0.01", "ignored", {}),
+        (ACTOR + "use_kl_loss=True", "lacking", {}),
+        (ACTOR + "entropy_coeff=0.001", "lacking", {}),
+        (ACTOR + "ppo_epochs=2", "lacking", {}),
+        (ACTOR + "ppo_mini_batch_size=100", "lacking", {}),
+        (ACTOR + "clip_ratio=0.1", "lacking", {}),
+        (ACTOR + "loss_agg_mode=seq-mean-token-mean", "lacking", {}),
+        (ROLLOUT + "repetition_penalty=1.1", "lacking", {}),
+        (ROLLOUT + "multi_turn.enable=True", "lacking", {}),
+        ("algorithm.use_kl_in_reward=True", "lacking", {}),
+        ("algorithm.adv_estimator=remax", "lacking", {}),
+        ("custom_reward_function.path=my.py", "lacking", {}),
+        ("reward_model.enable=True", "lacking", {}),
+        ("~trainer.logger", "lacking", {}),
+        (ACTOR + "clip_ratio_hihg=0.3", "unknown", {}),
+    ],
+)
+def test_categories(override, category, ours):
+    translation = translated(override)
+    entry = line(translation, override.lstrip("+~").partition("=")[0])
+    assert entry.outcome.category == category, entry
+    assert entry.outcome.text
+    for key, value in ours.items():
+        assert setting(translation, key) == value
+
+
+def test_a_key_without_effect_depends_on_the_one_that_gives_it_one():
+    on = translated(ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.01")
+    assert line(on, ACTOR + "kl_loss_coef").outcome.category == "lacking"
+    # ToRL's way to have none.
+    zero = translated(ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.0")
+    assert line(zero, ACTOR + "use_kl_loss").outcome.category == "honoured"
+    assert not zero.lines("lacking", "unknown")
+
+
+def test_tool_tokens_in_the_loss_have_no_counterpart():
+    # The reference's own value, where it runs programs.
+    for given in ((), (ACTOR + "state_masking=False",)):
+        translation = translated(ROLLOUT + "generate_method=CIR", *given)
+        assert line(translation, ACTOR + "state_masking").outcome.category == "lacking"
+
+
+def test_the_last_of_two_wins():
+    translation = translated(ROLLOUT + "n=4", "++" + ROLLOUT + "n=8")
+    assert setting(translation, "rollout.samples_per_prompt") == 8
+    assert line(translation, ROLLOUT + "n").value == "8"
+    # Of two names of one setting, too.
+    style, kind = ACTOR + "optim.warmup_style", ACTOR + "optim.lr_scheduler_type"
+    translation = translated(f"{style}=constant", f"{kind}=constant", f"{style}=cosine")
+    assert setting(translation, "rl.optim.schedule") == "cosine"
+
+
+def test_interpolation():
+    both = ("data.train_batch_size=64", ACTOR + "ppo_mini_batch_size=${data.train_batch_size}")
+    assert setting(translated(*both), "rl.minibatch_prompts") == 64
+    default = translated("data.max_response_length=${data.max_prompt_length}")
+    assert setting(default, "rollout.max_response_tokens") == 512
+    for value in ("${data.seed}", "${data.nowhere}"):
+        with pytest.raises(ConfigError, match="data.seed"):
+            translated(f"data.seed={value}")
+
+
+def test_verl_own_values_are_written_out():
+    # ppo_trainer.yaml's, which are not ours: 1024 prompts, 256 an update, one sample, 512 tokens,
+    # no clip-higher, no programs.
+    translation = translated()
+    own = {
+        "rollout.prompts_per_step": 1024,
+        "rl.minibatch_prompts": 256,
+        "rollout.samples_per_prompt": 1,
+        "data.max_prompt_tokens": 512,
+        "rollout.max_response_tokens": 512,
+        "rl.clip_high": 0.2,
+        "rollout.max_calls": 0,
+    }
+    assert {key: setting(translation, key) for key in own} == own
+    assert line(translation, ACTOR + "clip_ratio_high").given is False
+    assert translation.settings["rl.clip_high"][1] == ACTOR + "clip_ratio_high, veRL's own"
+
+
+def test_every_key_of_a_launch_is_in_the_report():
+    command = shell.training_command(CIR_SCRIPT)
+    words = command.arguments
+    translation = translate(command, tasks=["sum"], name="run")
+    given = [entry.key for entry in translation.report if entry.given]
+    assert given == [word.lstrip("+").partition("=")[0] for word in words]
+
+
+def test_the_table_is_consistent():
+    launch = Launch({}, ("sum",), "")
+    for name, key in KEYS.items():
+        assert key_of(name) is key
+        if key.always:
+            outcome = key.rule(key.default, launch)
+            assert outcome.text and "\n" not in outcome.text
+    assert key_of("nowhere.at.all") is None
+    # A key of its own before a pattern that it matches.
+    assert key_of(ACTOR + "fsdp_config.model_dtype") is not key_of(ACTOR + "fsdp_config.fsdp_size")
+
+
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        (ROLLOUT + "n=XXXX", [ROLLOUT + "n=XXXX", "whole number"]),
+        (ACTOR + "optim.lr=fast", ["optim.lr=fast", "number"]),
+        (ACTOR + "ppo_mini_batch_size=0", ["ppo_mini_batch_size=0", "at least 1"]),
+        (ACTOR + "optim.betas=[0.9]", ["optim.betas"]),
+    ],
+)
+def test_values_that_no_launch_can_have(override, parts):
+    with pytest.raises(ConfigError) as caught:
+        translated(override)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_other_trainers_and_other_defaults():
+    with pytest.raises(ConfigError, match="main_eval"):
+        translate(shell.Command("main_eval", BASE), tasks=["sum"], name="run")
+    translation = translated("--config-name=mine", "--config-path=there")
+    assert line(translation, "--config-name").outcome.category == "lacking"
+    assert line(translation, "--config-path").outcome.category == "ignored"
+    plain = translated("--config-name=ppo_trainer.yaml")
+    assert line(plain, "--config-name").outcome.category == "ignored"
+
+
+@pytest.mark.parametrize(
+    "path, preset, source",
+    [
+        ("Qwen/Qwen3-8B", "Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("someone/qwen2.5-math-7b", "Qwen2.5-Math-7B", "someone/qwen2.5-math-7b"),
+        ("/data/DeepSeek-R1-Distill-Qwen-7B/", None, "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+    ],
+)
+def test_model_by_name(path, preset, source):
+    translation = translated(f"actor_rollout_ref.model.path={path}")
+    preset = preset or path.strip("/").split("/")[-1]
+    assert setting(translation, "model.preset") == preset
+    assert setting(translation, "sft.weights") == setting(translation, "tokenizer")
+    said = line(translation, "actor_rollout_ref.model.path").outcome.text
+    assert f"cir-jax import-hf {source} weights/{preset}" in said
+
+
+def test_a_model_that_is_none_of_ours_says_how_to_import():
+    translation = translated("actor_rollout_ref.model.path=/m/llama")
+    said = line(translation, "actor_rollout_ref.model.path").outcome
+    assert said.category == "lacking"
+    assert "import-hf" in said.text and "--weights" in said.text
+
+
+def test_a_model_directory_says_its_shape(tmp_path):
+    # Neither is a preset's: rope_theta and the norms' epsilon are read, not guessed.
+    config = {
+        "model_type": "qwen2",
+        "vocab_size": 640,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_theta": 7777.0,
+        "rms_norm_eps": 1e-5,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for options in ({}, {"weights": str(tmp_path)}):
+        path = "/m/llama" if options else tmp_path
+        translation = translated(f"actor_rollout_ref.model.path={path}", **options)
+        assert setting(translation, "model.rope_theta") == 7777.0
+        assert setting(translation, "sft.weights") == str(tmp_path)
+        cfg = written(translation, tmp_path)
+        assert (cfg.model.width, cfg.model.norm_eps) == (64, 1e-5)
+
+
+def written(translation, tmp_path):
+    """The config that is read from what is written."""
+    path = tmp_path / "out.toml"
+    path.write_text(to_toml(translation, ["From a launch.", "", "  an entry " + "word " * 40]))
+    return configs.load(path)
+
+
+def run(capsys, *argv):
+    code = cli.main(["import-verl", *map(str, argv)])
+    done = capsys.readouterr()
+    return code, done.out, done.err
+
+
+def test_the_reference_launch_gives_the_papers_settings(tmp_path, capsys):
+    script = tmp_path / "run.sh"
+    script.write_text(CIR_SCRIPT)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    out = tmp_path / "cir.toml"
+    code, stdout, report = run(
+        capsys, script, "--tasks", "sum,primes", "--weights", weights, "-o", out
+    )
+    assert (code, stdout) == (0, f"{out}\n")
+    cfg = configs.load(out)
+    # SPEC of the paper's run: 128 x 16, mini-batches of 64, T = 1, AdamW at a constant 1e-6.
+    rollout, rl, optim = cfg.rollout, cfg.rl, cfg.rl.optim
+    assert (rollout.prompts_per_step, rollout.samples_per_prompt, rl.minibatch_prompts) == (
+        128,
+        16,
+        64,
+    )
+    assert (rollout.temperature, rollout.top_p, rollout.top_k) == (1.0, 1.0, 0)
+    assert (optim.learning_rate, optim.schedule, optim.warmup_steps) == (1e-6, "constant", 0)
+    assert (optim.beta1, optim.beta2, optim.weight_decay, optim.clip_norm) == (0.9, 0.999, 0.01, 1)
+    assert (cfg.data.max_prompt_tokens, rollout.max_response_tokens) == (1024, 4096)
+    # The model names 4096 positions; the launch's rows are longer.
+    assert (cfg.model, rollout.max_context) == (configs.preset("Qwen2.5-Math-7B"), 5120)
+    assert (rl.advantage, rl.clip_low, rl.clip_high, rl.dual_clip) == (
+        "reinforce_pp_baseline",
+        0.2,
+        0.28,
+        3.0,
+    )
+    assert (rollout.max_calls, rollout.boundary) == (2, "fence")
+    assert (cfg.data.template, cfg.data.tasks) == (CIR_TEMPLATE, ("sum", "primes"))
+    assert (cfg.checkpoint.every, cfg.name, cfg.seed, rl.steps) == (10, "cir", 80, 300)
+    # All else is as the paper's run is by default, where the sections say so.
+    default = configs.RLConfig()
+    assert rl == default.model_copy(update={"optim": optim})
+    assert optim == configs.OptimConfig()
+    # The top of the file says what is not the same, and the report all keys.
+    top = out.read_text().split("name =")[0]
+    assert "run.sh" in top and "data.truncation=left" in top and "max_call_time=2" in top
+    assert "gpu_memory" not in top
+    for key in ("gpu_memory_utilization", "trainer.logger", ROLLOUT + "n=16"):
+        assert key in report
+    for category in ("approximated", "translated", "honoured", "ignored"):
+        assert f"\n{category} (" in "\n" + report
+
+
+def test_dapo_lacks_what_is_lacking(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    script = tmp_path / "dapo.sh"
+    script.write_text(DAPO_SCRIPT)
+    code, stdout, report = run(capsys, script, "--tasks", "sum")
+    assert (code, stdout) == (2, "")
+    last = report.splitlines()[-1]
+    for entry in (
+        "algorithm.adv_estimator=grpo",
+        "algorithm.filter_groups.enable=True",
+        "algorithm.filter_groups.metric=acc",
+        "data.gen_batch_size=1536",
+        "reward_model.overlong_buffer.enable=True",
+        "reward_model.overlong_buffer.len=4096",
+    ):
+        assert entry in last
+    assert last.startswith("cir-jax: import-verl: 6 without a counterpart")
+    # The rest is there by force, and the file says what is not.
+    code, stdout, _ = run(capsys, script, "--tasks", "sum", "--force")
+    assert code == 0
+    tree = tomllib.loads(stdout)
+    assert tree["name"] == "dapo"
+    assert tree["model"] == {"preset": "Qwen2.5-32B"}
+    # 512 / 32 updates a step, 10 steps.
+    assert tree["rl"]["optim"]["warmup_steps"] == 160
+    assert (tree["rl"]["dual_clip"], tree["rl"]["steps"]) == (10.0, 200)
+    assert "advantage" not in tree["rl"]
+    assert "# Left out, although it changes the result:" in stdout
+    assert "algorithm.filter_groups.enable=True" in stdout
+
+
+def test_torl_lacks_its_estimator_only(tmp_path, capsys):
+    script = tmp_path / "torl.sh"
+    script.write_text(TORL_SCRIPT)
+    code, _, report = run(capsys, script, "--tasks", "sum", "--var", "name=x")
+    assert code == 2
+    assert "import-verl: 1 without a counterpart" in report.splitlines()[-1]
+    assert "algorithm.adv_estimator=grpo" in report.splitlines()[-1]
+    assert "data.train_files=/root/out/x/train.parquet" in report
+    code, stdout, _ = run(capsys, script, "--tasks", "sum", "--force")
+    tree = tomllib.loads(stdout)
+    # One on-policy update a step: the mini-batch is larger than the batch.
+    assert (code, tree["rl"]["minibatch_prompts"]) == (0, 128)
+    assert (tree["rollout"]["boundary"], tree["rollout"]["max_calls"]) == ("stop_word", 1)
+    assert (tree["rollout"]["max_context"], tree["rl"]["clip_high"]) == (3472, 0.2)
+
+
+def test_overrides_alone(tmp_path, capsys):
+    argv = [*BASE, "--tasks", "sum", "--weights", tmp_path]
+    code, stdout, _ = run(capsys, *argv)
+    assert code == 0
+    path = tmp_path / "a.toml"
+    path.write_text(stdout)
+    assert configs.load(path).rl.steps == 100
+    code, other, _ = run(capsys, "--tasks", "sum", "--weights", tmp_path, "--", *BASE)
+    assert other == stdout
+
+
+def test_arguments_and_variables_of_a_script(tmp_path, capsys):
+    script = tmp_path / "a.sh"
+    script.write_text("N=4\n" + launched(*BASE, ROLLOUT + "n=$N", '"$@"'))
+    options = ["--tasks", "sum"]
+    for argv, n in (([], 4), (["--var", "N=5"], 5)):
+        _, stdout, _ = run(capsys, script, *options, *argv)
+        assert tomllib.loads(stdout)["rollout"]["samples_per_prompt"] == n
+    _, stdout, _ = run(capsys, *options, script, ROLLOUT + "n=6")
+    assert tomllib.loads(stdout)["rollout"]["samples_per_prompt"] == 6
+
+
+@pytest.mark.parametrize(
+    "argv, part",
+    [
+        (["nowhere.sh"], "nowhere.sh"),
+        ([*BASE], "data.train_files=~/data/rlhf/gsm8k/train.parquet"),
+        ([*BASE, "--tasks", "summ"], "summ"),
+        ([*BASE, "--force"], "data.tasks"),
+        ([*BASE, ACTOR[:-1], "--tasks", "sum"], ACTOR[:-1]),
+        ([*BASE, ROLLOUT + "top_p=2", "--tasks", "sum"], "rollout.top_p=2.0"),
+    ],
+)
+def test_errors_are_one_line(capsys, argv, part):
+    code, stdout, report = run(capsys, *argv)
+    assert (code, stdout) == (2, "")
+    last = report.splitlines()[-1]
+    assert last.startswith("cir-jax: ") and part in last
