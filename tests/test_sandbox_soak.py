@@ -59,6 +59,7 @@ def state(sandbox):
     the workers by process number."""
     guards = set(sandbox.stats()["pids"])
     zygotes = children(guards)
+    time.sleep(0.3)  # a worker that has just replied makes a copy of itself for the next job
     return {
         # Numbers, not which ones: a worker is replaced after 5,000 programs.
         "processes": [len(guards), len(zygotes), len(children(zygotes))],
