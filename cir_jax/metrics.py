@@ -83,8 +83,11 @@ def plain(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Key-wise mean of rows with equal keys."""
-    return {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+    """Key-wise mean of rows with equal keys; the largest where a key ends in _max."""
+    return {
+        k: float((np.max if k.endswith("_max") else np.mean)([row[k] for row in rows]))
+        for k in rows[0]
+    }
 
 
 def reason_counts(scores: Sequence[Score]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cir_jax.records import Author
-from cir_jax.rl.batch import Sequence1D, TrainBatch, max_micro, micro, pack, plan_rows
+from cir_jax.rl.batch import Layout, Sequence1D, TrainBatch, max_micro, micro, pack, plan_rows
 
 ROW = 16
 lengths_in_row = st.lists(st.integers(1, ROW), max_size=30)
@@ -26,6 +26,7 @@ def sequences(lengths, seed=0):
             rng.integers(0, 3, n).astype(np.int8),
             -rng.random(n).astype(np.float32) - 0.1,
             float(rng.normal()),
+            float(rng.random()) + 0.1,
         )
         for n in lengths
     ]
@@ -92,7 +93,9 @@ def test_pack_holds_each_sequence_once_and_nothing_else(lengths, seed):
             seq = by_first_id.pop(int(row.ids[at][0]))
             assert row.ids[at].tolist() == seq.ids.tolist()
             assert row.positions[at].tolist() == list(range(len(seq.ids)))
-            assert (row.trained[at] == (seq.author == Author.MODEL)).all()
+            assert (row.sampled[at] == (seq.author == Author.MODEL)).all()
+            assert (row.trained[at] == row.sampled[at]).all()
+            assert (row.weight[at] == np.where(row.trained[at], np.float32(seq.weight), 0)).all()
             assert (row.sampler_logp[at] == seq.sampler_logp).all()
             assert (row.advantage[at] == np.float32(seq.advantage)).all()
     assert not by_first_id
@@ -114,6 +117,28 @@ def test_only_the_models_tokens_are_trained(author):
     seq = Sequence1D(np.arange(1, 5), np.full(4, author))
     batch, _ = packed([seq])
     assert batch.trained.sum() == (4 if author == Author.MODEL else 0)
+
+
+def test_tool_tokens_are_trained_where_asked_for():
+    author = np.array([Author.PROMPT, Author.MODEL, Author.TOOL, Author.MODEL])
+    batch, _ = packed([Sequence1D(np.arange(1, 5), author, weight=0.5, train_tool=True)])
+    assert batch.trained[0, 0, :5].tolist() == [False, True, True, True, False]
+    assert batch.weight[0, 0, :5].tolist() == [0, 0.5, 0.5, 0.5, 0]
+    assert batch.sampled[0, 0, :5].tolist() == [False, True, False, True, False]
+
+
+@seeded
+@given(lengths=lengths_in_row, micro_rows=st.integers(1, 5))
+def test_a_layout_gives_back_what_it_was_given(lengths, micro_rows):
+    layout = Layout(
+        lengths,
+        row_length=ROW,
+        micro_rows=micro_rows,
+        max_micro=max_micro(len(lengths), micro_rows),
+    )
+    own = [np.arange(n) + 100 * i for i, n in enumerate(lengths)]
+    for a, b in zip(own, layout.unpack(layout.pack(own, np.int32)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_demonstrations_have_no_logp_and_no_advantage():

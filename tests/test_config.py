@@ -5,12 +5,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from cir_jax import cli
 from cir_jax import config as configs
 from cir_jax.config import PRESETS, Config, ConfigError, RolloutConfig, YarnConfig, max_calls_at
+from cir_jax.rl.advantage import ADVANTAGES
+from cir_jax.rl.kl import KL
+from cir_jax.rl.loss import LOSS_MEANS
 
 CONFIG = str(Path(__file__).parent.parent / "configs/quickstart_sft.toml")
 
@@ -335,6 +339,9 @@ def test_key_like_no_other_points_to_the_help():
         ("rl.optim=3", "3", "table [rl.optim]"),
         ("model.head_dim=3", "3", "even"),
         ("model.num_kv_heads=3", "3", "num_heads=4"),
+        ("rl.advantage=ppo", '"ppo"', "gae"),
+        ("rl.kl_estimator=k4", '"k4"', "k3"),
+        ("rl.critic.lam=1.5", "1.5", "less than or equal to 1"),
         ("rl.minibatch_prompts=5", "5", "rollout.prompts_per_step=16"),
     ],
 )
@@ -420,13 +427,34 @@ def test_every_field_has_a_meaning_and_is_in_the_help(key):
     assert lines[at + 1].strip() == meaning
 
 
+def test_choices_are_those_of_the_dicts():
+    for field, choices in (
+        ("advantage", ADVANTAGES),
+        ("loss_mean", LOSS_MEANS),
+        ("kl_estimator", KL),
+    ):
+        assert set(get_args(configs.RLConfig.model_fields[field].annotation)) == set(choices)
+
+
+def test_a_table_of_the_critics_optimizer_keeps_its_learning_rate():
+    cfg = configs.load(CONFIG, ["rl.critic.optim={clip_norm = 0.5}"])
+    assert cfg.rl.critic.optim.learning_rate == 1e-5 and cfg.rl.critic.optim.clip_norm == 0.5
+
+
 def test_defaults_in_the_help_are_toml():
     shown = {
         line.split()[0]: line.partition("(default ")[2][:-1]
         for line in configs.describe().splitlines()
         if "(default " in line
     }
-    for key in ("eval.max_calls", "model.yarn.attention_factor", "rollout.max_context"):
+    for key in (
+        "eval.max_calls",
+        "model.yarn.attention_factor",
+        "rl.importance_cap",
+        "rl.loss_length",
+        "rollout.max_context",
+        "rollout.raise_calls_above",
+    ):
         assert shown.pop(key) == "null"  # TOML has none
     for key, text in shown.items():
         default = json.loads(json.dumps(FIELDS[key].default))  # tuples as lists

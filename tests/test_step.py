@@ -17,7 +17,9 @@ from cir_jax.config import (
 from cir_jax.models import lora, qwen, value
 from cir_jax.models.qwen import REFERENCE
 from cir_jax.records import Author
+from cir_jax.rl import batch as batches
 from cir_jax.rl.batch import Sequence1D, max_micro, pack
+from cir_jax.rl.loss import LOSS_MEANS
 from cir_jax.train.state import (
     TrainState,
     abstract_state,
@@ -27,9 +29,13 @@ from cir_jax.train.state import (
     stochastic_bfloat16,
 )
 from cir_jax.train.step import (
+    Counts,
+    Given,
     batch_logprobs,
     make_update,
+    make_value_update,
     old_logprobs,
+    old_values,
     rl_loss_fn,
     sft_loss_fn,
 )
@@ -45,6 +51,7 @@ MODEL = ModelConfig(
     rope_theta=100.0,
 )
 RL = RLConfig(optim=OptimConfig(learning_rate=1e-2))
+ALL_TERMS = RLConfig(kl_coef=0.3, entropy_coef=0.2, importance_cap=1.5)
 ROW = 24
 
 
@@ -61,7 +68,7 @@ def sequences(count=10, seed=0):
 
 
 def one_update(
-    seqs, *, micro_rows, loss_fn=None, mesh=None, model=MODEL, compute=REFERENCE, old=None
+    seqs, *, micro_rows, loss_fn=None, mesh=None, model=MODEL, compute=REFERENCE, drifts=(1.5,)
 ):
     """Parameters and metrics after one update from the same weights."""
     mesh = mesh or meshes.make_mesh(MeshConfig(data=8))
@@ -74,14 +81,23 @@ def one_update(
             micro_rows=micro_rows,
             max_micro=max_micro(len(seqs), micro_rows),
         )
-        if old is None:
-            # Away from the sampler's weights, so that ratios differ from 1 and clips are met.
-            drift = jax.tree.map(lambda p: p * 1.5, state.params)
-            old = old_logprobs(
-                drift, batch, jnp.int32(count), jnp.float32(0.8), cfg=model, compute=compute
+        # Away from the sampler's weights, so that ratios differ from 1 and clips are met; and the
+        # reference model's, where it is asked for.
+        given = Given(
+            *(
+                old_logprobs(
+                    jax.tree.map(lambda p, drift=drift: p * drift, state.params),
+                    batch,
+                    jnp.int32(count),
+                    jnp.float32(0.8),
+                    cfg=model,
+                    compute=compute,
+                )
+                for drift in drifts
             )
+        )
         update = make_update(model, compute, mesh, optimizer, loss_fn or rl_loss_fn(RL))
-        state, metrics = update(state, batch, old, jnp.int32(count), jnp.float32(0.8))
+        state, metrics = update(state, batch, given, jnp.int32(count), jnp.float32(0.8))
         return jax.tree.map(np.asarray, state), jax.tree.map(float, metrics)
 
 
@@ -89,16 +105,149 @@ def assert_same(a, b, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
-@pytest.mark.parametrize("loss_fn", [rl_loss_fn(RL), sft_loss_fn])
-def test_micro_batching_and_packing_change_nothing(loss_fn):
-    """1, 8 or 16 rows at a time; one trajectory per row or several."""
-    reference, metrics = one_update(sequences(), micro_rows=8, loss_fn=loss_fn, mesh=one_device())
-    for micro_rows in (1, 16):
-        other, others = one_update(
-            sequences(), micro_rows=micro_rows, loss_fn=loss_fn, mesh=one_device()
+def weighed(seqs, mean):
+    """With each sequence's weight in the loss."""
+    counts = np.array([s.trained.sum() for s in seqs])
+    weights = LOSS_MEANS[mean](counts, 30)
+    return [s._replace(weight=w) for s, w in zip(seqs, weights, strict=True)]
+
+
+def same_update(mean, loss_fn, order=range(10), **kwargs):
+    seqs = weighed(sequences(), mean)
+    return one_update([seqs[i] for i in order], loss_fn=loss_fn, drifts=(1.2, 0.9), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "mean"),
+    [(rl_loss_fn(ALL_TERMS), "sequence_mean"), (sft_loss_fn, "token_mean")],
+    ids=["rl", "sft"],
+)
+def test_micro_batching_packing_and_order_change_nothing(loss_fn, mean, monkeypatch):
+    """1, 2, 8 or 16 rows at a time; one trajectory per row or several; in any order."""
+    mesh = one_device()
+    reference, metrics = same_update(mean, loss_fn, micro_rows=8, mesh=mesh)
+    others = [same_update(mean, loss_fn, micro_rows=n, mesh=mesh) for n in (1, 2, 16)]
+    order = np.random.default_rng(3).permutation(10)
+    others.append(same_update(mean, loss_fn, order, micro_rows=2, mesh=mesh))
+    plan = lambda lengths, row_length: [[i] for i in range(len(lengths))]  # noqa: E731
+    monkeypatch.setattr(batches, "plan_rows", plan)
+    others.append(same_update(mean, loss_fn, micro_rows=2, mesh=mesh))
+    for other, figures in others:
+        assert_same(metrics, figures, rtol=1e-6, atol=1e-6)
+        assert_close_gradients(reference, other)
+
+
+def assert_close_gradients(a, b):
+    """Adam's first moment is 0.1 x the clipped gradient: gradients compared before rescaling.
+
+    Log-probabilities near -4 are rounded to 2.4e-7, of three models each on its own, and the
+    tokens' gradients cancel in part: 2e-6 of the sum is left, where it is of order 0.05.
+    """
+    a, b = (
+        np.concatenate([x.ravel() for x in jax.tree.leaves(s.opt_state[1].mu)]).astype(np.float64)
+        for s in (a, b)
+    )
+    assert np.linalg.norm(a - b) <= 3e-6 * np.linalg.norm(a) > 0
+
+
+@pytest.mark.parametrize("mean", LOSS_MEANS)
+@pytest.mark.parametrize(
+    "rl",
+    [
+        RLConfig(kl_coef=0.3, kl_estimator="k1"),
+        RLConfig(kl_coef=0.3, kl_estimator="k2"),
+        RLConfig(kl_coef=0.3, kl_estimator="k3"),
+        RLConfig(entropy_coef=0.2),
+        RLConfig(importance_cap=1.5),
+    ],
+    ids=lambda rl: repr(rl.model_dump(exclude_defaults=True)),
+)
+def test_terms_of_the_loss_are_their_equations(rl, mean):
+    """Token by token in float64, each term the same kind of mean over the batch."""
+    rng = np.random.default_rng(0)
+    seqs = [s._replace(train_tool=True) for s in weighed(sequences(), mean)]
+    batch, _ = pack(seqs, row_length=ROW, micro_rows=10, max_micro=1)
+    batch = jax.tree.map(lambda x: x[0], batch)
+    logp, old, ref = (-rng.exponential(1.0, (10, ROW)) for _ in range(3))
+    entropy = rng.random((10, ROW))
+    counts = Counts(float(batch.trained.sum()), float(batch.sampled.sum()))
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(x, jnp.float64) for x in (logp, entropy, old, ref)]
+        given = Given(arrays[2], arrays[3] if rl.kl_coef else None)
+        wide = jax.tree.map(jnp.asarray, batch)
+        loss, metrics = rl_loss_fn(rl)(*arrays[:2], wide, given, counts)
+    expected = kl = 0.0
+    for at in zip(*np.nonzero(batch.trained), strict=True):
+        a, ratio = float(batch.advantage[at]), np.exp(logp[at] - old[at])
+        token = max(-a * ratio, -a * min(max(ratio, 0.8), 1.28))
+        token = min(token, -3 * a) if a < 0 else token
+        if rl.importance_cap and batch.sampled[at]:
+            token *= min(np.exp(old[at] - float(batch.sampler_logp[at])), 1.5)
+        d = ref[at] - logp[at]
+        kl_token = {"k1": -d, "k2": d * d / 2, "k3": min(np.exp(d) - 1 - d, 10)}[rl.kl_estimator]
+        token += rl.kl_coef * kl_token - rl.entropy_coef * entropy[at]
+        expected += float(batch.weight[at]) * token / counts.trained
+        kl += kl_token / counts.trained
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    if rl.kl_coef:
+        assert float(metrics["ref_kl"]) == pytest.approx(kl, rel=1e-6)
+
+
+def test_without_old_log_probabilities_the_update_is_on_policy():
+    """The ratio is 1 and the gradient that of -A logp, as with those of the same weights."""
+    mesh = one_device()
+    given, metrics = one_update(sequences(), micro_rows=8, mesh=mesh, drifts=(1.0,))
+    omitted, figures = one_update(sequences(), micro_rows=8, mesh=mesh, drifts=())
+    assert figures["ratio_mean"] == 1.0 and figures["old_new_kl"] == 0.0
+    assert_same(metrics, figures, rtol=1e-6, atol=1e-6)
+    assert_close_gradients(given, omitted)
+
+
+def test_the_entropy_bonus_is_its_gradient():
+    """Of the whole model, against jax's own derivative of the entropy of a softmax."""
+    seqs = [s._replace(advantage=0.0) for s in sequences()]
+    state, _ = one_update(
+        seqs, micro_rows=16, loss_fn=rl_loss_fn(RLConfig(entropy_coef=1.0)), mesh=one_device()
+    )
+    batch, _ = pack(seqs, row_length=ROW, micro_rows=16, max_micro=1)
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+
+    def negative_entropy(params):
+        hidden = qwen.forward(params, MODEL, *batch[:3])
+        log_p = jax.nn.log_softmax(hidden @ qwen.head_table(params).T / 0.8)
+        before = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)[:, :-1]
+        trained = batch.trained[:, 1:]
+        return -jnp.sum(before * trained) / jnp.sum(trained)
+
+    grads = jax.grad(negative_entropy)(init_params(MODEL, one_device(), 0))
+    norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
+    for g, mu in zip(*map(jax.tree.leaves, (grads, state.opt_state[1].mu)), strict=True):
+        np.testing.assert_allclose(g * min(1, 1 / norm) * 0.1, mu, rtol=1e-4, atol=1e-7)
+
+
+def test_mismatch_is_that_of_the_sampled_tokens():
+    """Though tool tokens, which have no probability of the sampler's, are trained as well."""
+    seqs = [
+        s._replace(
+            sampler_logp=np.where(s.author == Author.MODEL, s.sampler_logp, np.nan),
+            train_tool=True,
         )
-        assert_same(metrics, others)
-        assert_same(reference.params, other.params, atol=1e-5)
+        for s in sequences()
+    ]
+    rl = RLConfig(importance_cap=1.5)
+    _, metrics = one_update(seqs, micro_rows=8, loss_fn=rl_loss_fn(rl), drifts=(1.2,))
+    params = init_params(MODEL, one_device(), 0)
+    batch, _ = pack(seqs, row_length=ROW, micro_rows=16, max_micro=1)
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+    drifted = jax.tree.map(lambda p: p * 1.2, params)
+    old = batch_logprobs(drifted, MODEL, REFERENCE, batch, 0.8)
+    assert batch.trained.sum() > batch.sampled.sum()
+    d = np.asarray(old - batch.sampler_logp, np.float64)[np.asarray(batch.sampled)]
+    assert metrics["sampler_mismatch_max"] == pytest.approx(np.abs(d).max(), rel=1e-5)
+    assert metrics["sampler_mismatch_mean"] == pytest.approx(np.abs(d).mean(), rel=1e-5)
+    k3 = np.minimum(np.exp(d) - 1 - d, 10)
+    assert metrics["sampler_kl"] == pytest.approx(k3.mean(), rel=1e-4)
+    assert metrics["skipped"] == 0.0 and np.isfinite(metrics["grad_norm"])
 
 
 def one_device():
@@ -108,12 +257,12 @@ def one_device():
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 4, 2)])
 def test_meshes_give_equal_loss_and_gradients(shape):
-    reference, metrics = one_update(sequences(), micro_rows=8, mesh=one_device())
+    loss_fn = rl_loss_fn(ALL_TERMS)
+    reference, metrics = same_update("sequence_mean", loss_fn, micro_rows=8, mesh=one_device())
     mesh = meshes.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]))
-    other, others = one_update(sequences(), micro_rows=8, mesh=mesh)
-    assert_same(metrics, others)
-    # Adam's first moment is 0.1 x the clipped gradient: gradients compared before rescaling.
-    assert_same(reference.opt_state[1].mu, other.opt_state[1].mu)
+    other, others = same_update("sequence_mean", loss_fn, micro_rows=8, mesh=mesh)
+    assert_same(metrics, others, rtol=2e-6, atol=1e-6)
+    assert_close_gradients(reference, other)
 
 
 def test_first_ratio_is_exactly_one():
@@ -127,7 +276,7 @@ def test_first_ratio_is_exactly_one():
             state.params, batch, jnp.int32(count), jnp.float32(0.8), cfg=MODEL, compute=REFERENCE
         )
         update = make_update(MODEL, REFERENCE, mesh, optimizer, rl_loss_fn(RL))
-        _, metrics = update(state, batch, old, jnp.int32(count), jnp.float32(0.8))
+        _, metrics = update(state, batch, Given(old), jnp.int32(count), jnp.float32(0.8))
     assert float(metrics["ratio_mean"]) == pytest.approx(1.0, abs=1e-6)
     assert float(metrics["old_new_kl"]) == pytest.approx(0.0, abs=1e-10)
     assert float(metrics["clip_high_share"]) == float(metrics["clip_low_share"]) == 0.0
@@ -139,8 +288,9 @@ def test_prompt_and_tool_tokens_have_exactly_zero_gradient():
     batch, _ = pack(sequences(), row_length=ROW, micro_rows=10, max_micro=1)
     batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
     logp = batch_logprobs(params, MODEL, REFERENCE, batch, 1.0)
-    for loss_fn in (rl_loss_fn(RL), sft_loss_fn):
-        grads = jax.grad(lambda x, f=loss_fn: f(x, batch, logp - 0.1, jnp.float32(7))[0])(logp)
+    given, counts = Given(logp - 0.1, logp + 0.1), Counts(jnp.float32(7), jnp.float32(7))
+    for loss_fn in (rl_loss_fn(RL), rl_loss_fn(ALL_TERMS), sft_loss_fn):
+        grads = jax.grad(lambda x, f=loss_fn: f(x, x, batch, given, counts)[0])(logp)
         grads = np.asarray(grads)
         assert np.all(grads[~np.asarray(batch.trained)] == 0.0)
         assert np.all(grads[np.asarray(batch.trained)] != 0.0)
@@ -192,7 +342,7 @@ def test_update_compiles_once_whatever_the_filling():
             batch, count = pack(sequences(10, seed), row_length=ROW, micro_rows=2, max_micro=5)
             args = (jnp.int32(count), jnp.float32(1.0))
             old = old_logprobs(state.params, batch, *args, cfg=MODEL, compute=REFERENCE)
-            state, _ = update(state, batch, old, *args)
+            state, _ = update(state, batch, Given(old), *args)
     assert update._cache_size() == 1
 
 
@@ -385,3 +535,32 @@ def test_values_are_one_linear_map():
     assert got.dtype == jnp.float32
     expected = np.asarray(hidden, np.float32) @ np.asarray(params["weight"]) + 3
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "micro_rows"), [((8, 1, 1), 8), ((1, 4, 2), 8), ((1, 1, 1), 2)])
+def test_the_critics_update_is_the_same_however_it_is_split(shape, micro_rows):
+    def update(mesh, micro_rows):
+        with jax.set_mesh(mesh):
+            model = value.critic_model(LORA)
+            optimizer = make_optimizer(RL.optim, 10)
+            params = value.critic(init_params(LORA, mesh, 0), LORA, jax.random.key(1))
+            state = init_state(params, model, mesh, optimizer, value)
+            seqs = sequences()
+            count = max_micro(len(seqs), micro_rows)
+            layout = batches.Layout(
+                [len(s.ids) for s in seqs], row_length=ROW, micro_rows=micro_rows, max_micro=count
+            )
+            batch, num_micro = layout.batch(seqs), jnp.int32(layout.num_micro)
+            old = old_values(state.params, batch, num_micro, cfg=model, compute=REFERENCE)
+            targets = layout.pack([s.advantage for s in seqs], np.float32)
+            step = make_value_update(model, REFERENCE, mesh, optimizer, 0.5)
+            given = Given(old_values=old, targets=targets)
+            state, metrics = step(state, batch, given, num_micro, jnp.float32(1.0))
+            return jax.tree.map(np.asarray, state), jax.tree.map(float, metrics)
+
+    reference, metrics = update(one_device(), 8)
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    other, others = update(jax.sharding.Mesh(devices, meshes.AXES), micro_rows)
+    assert metrics["loss"] > 0.01 and reference.num_updates == 1
+    assert_same(metrics, others, rtol=2e-6, atol=1e-6)
+    assert_close_gradients(reference, other)

@@ -26,7 +26,7 @@ from cir_jax import mesh as meshes
 from cir_jax.config import ComputeConfig, OptimConfig, RLConfig, preset
 from cir_jax.rl.batch import TrainBatch
 from cir_jax.train.state import abstract_state, make_optimizer
-from cir_jax.train.step import make_update, rl_loss_fn
+from cir_jax.train.step import Given, make_update, rl_loss_fn
 
 topology, rows_each, moments, text = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology)
@@ -42,10 +42,10 @@ with jax.set_mesh(mesh):
     def scalar(dtype):
         return jax.ShapeDtypeStruct((), dtype, sharding=meshes.sharding(mesh))
 
-    batch = TrainBatch(*map(data, (jnp.int32,) * 3 + (bool, jnp.float32, jnp.float32)))
+    batch = TrainBatch(*map(data, (jnp.int32,) * 3 + (bool,) * 2 + (jnp.float32,) * 3))
     update = make_update(cfg, ComputeConfig(), mesh, optimizer, rl_loss_fn(RLConfig()))
     compiled = update.lower(
-        abstract_state(cfg, mesh, optimizer), batch, data(jnp.float32), scalar(jnp.int32),
+        abstract_state(cfg, mesh, optimizer), batch, Given(data(jnp.float32)), scalar(jnp.int32),
         scalar(jnp.float32),
     ).compile()
 m = compiled.memory_analysis()

@@ -147,9 +147,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(first, tmp_path, monkeypat
     """A stop asked for at the first step of a phase; the same command then goes on."""
     save_if_due = loop.Run.save_if_due
 
-    def stopping(self, state, phase, step):
+    def stopping(self, state, phase, step, critic=None):
         self.stop = self.stop or phase == stop_at
-        save_if_due(self, state, phase, step)
+        save_if_due(self, state, phase, step, critic)
 
     monkeypatch.setattr(loop.Run, "save_if_due", stopping)
     run_dir = tmp_path / "run"
@@ -161,6 +161,42 @@ def test_interrupted_and_resumed_equals_uninterrupted(first, tmp_path, monkeypat
         file.write('{"kind": "lost"}\n')
     run(run_dir, "resume=true")
     assert files(run_dir) == files(first)
+
+
+@pytest.mark.slow
+def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
+    """Reference model, critic, and a budget that rises at each step: resumed after the first."""
+    switches = (
+        "rl.advantage=gae",
+        "rl.critic.lam=0.95",
+        "rl.kl_coef=0.01",
+        "rl.entropy_coef=0.001",
+        "rl.importance_cap=2",
+        "rl.epochs=2",
+        "rl.shuffle=true",
+        "rl.loss_mean=sequence_mean",
+        "rollout.refill_rounds=1",
+        "rollout.max_calls=0",
+        "rollout.raise_calls_above=0",
+        "reward.overlong_buffer=20",
+    )
+    whole = run(tmp_path / "whole", *switches)
+    lines = [r for r in metrics.read(whole) if r["kind"] == "rl"]
+    assert [r["max_calls"] for r in lines] == [0, 1]
+    # The first of the step's four updates is that of the reference's own weights.
+    assert all(r["rounds"] == 2 and r["ref_kl"] > 0 and r["critic/loss"] > 0 for r in lines)
+    save_if_due = loop.Run.save_if_due
+
+    def stopping(self, state, phase, step, critic=None):
+        self.stop = self.stop or phase == "rl"
+        save_if_due(self, state, phase, step, critic)
+
+    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
+    with pytest.raises(loop.Interrupted):
+        run(tmp_path / "run", *switches)
+    monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)
+    run(tmp_path / "run", *switches, "resume=true")
+    assert files(tmp_path / "run") == files(whole)
 
 
 def test_finished_run_resumes_to_nothing_more(first, tmp_path):
@@ -315,7 +351,7 @@ def test_recipe_of_the_shipped_weights_reproduces(tmp_path):
     class Enough(Exception):
         pass
 
-    def stop(self, state, phase, step):
+    def stop(self, state, phase, step, critic=None):
         if step == steps:
             raise Enough
 

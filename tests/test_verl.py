@@ -355,15 +355,22 @@ def line(translation, key):
         ("trainer.logger=['console']", "ignored", {}),
         ("critic.optim.lr=1e-5", "ignored", {}),
         (ACTOR + "kl_loss_coef=0.01", "ignored", {}),
-        (ACTOR + "use_kl_loss=True", "lacking", {}),
-        (ACTOR + "entropy_coeff=0.001", "lacking", {}),
+        (ACTOR + "use_kl_loss=True", "translated", {"rl.kl_coef": 0.001, "rl.kl_in": "loss"}),
+        (ACTOR + "entropy_coeff=0.001", "honoured", {"rl.entropy_coef": 0.001}),
+        (ACTOR + "tis_imp_ratio_cap=2", "honoured", {"rl.importance_cap": 2.0}),
+        ("algorithm.adv_estimator=grpo", "translated", {"rl.advantage": "grpo"}),
+        ("algorithm.adv_estimator=gae", "lacking", {}),
         (ACTOR + "ppo_epochs=2", "lacking", {}),
         (ACTOR + "ppo_mini_batch_size=100", "lacking", {}),
         (ACTOR + "clip_ratio=0.1", "lacking", {}),
-        (ACTOR + "loss_agg_mode=seq-mean-token-mean", "lacking", {}),
+        (
+            ACTOR + "loss_agg_mode=seq-mean-token-mean",
+            "approximated",
+            {"rl.loss_mean": "sequence_mean"},
+        ),
         (ROLLOUT + "repetition_penalty=1.1", "lacking", {}),
         (ROLLOUT + "multi_turn.enable=True", "lacking", {}),
-        ("algorithm.use_kl_in_reward=True", "lacking", {}),
+        ("algorithm.use_kl_in_reward=True", "translated", {"rl.kl_in": "reward"}),
         ("algorithm.adv_estimator=remax", "lacking", {}),
         ("custom_reward_function.path=my.py", "lacking", {}),
         ("reward_model.enable=True", "lacking", {}),
@@ -381,19 +388,30 @@ def test_categories(override, category, ours):
 
 
 def test_a_key_without_effect_depends_on_the_one_that_gives_it_one():
-    on = translated(ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.01")
-    assert line(on, ACTOR + "kl_loss_coef").outcome.category == "lacking"
+    kl = (ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.01", ACTOR + "kl_loss_type=mse")
+    on = translated(*kl)
+    assert [setting(on, f"rl.kl_{key}") for key in ("coef", "in", "estimator")] == [
+        0.01,
+        "loss",
+        "k2",
+    ]
+    both = translated(*kl, "algorithm.use_kl_in_reward=True")
+    assert line(both, "algorithm.use_kl_in_reward").outcome.category == "lacking"
+    adaptive = translated("algorithm.kl_ctrl.type=adaptive", "algorithm.use_kl_in_reward=True")
+    assert line(adaptive, "algorithm.kl_ctrl.type").outcome.category == "lacking"
+    centred = ("algorithm.adv_estimator=grpo", "algorithm.norm_adv_by_std_in_grpo=False")
+    assert setting(translated(*centred), "rl.advantage") == "dr_grpo"
     # ToRL's way to have none.
     zero = translated(ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.0")
     assert line(zero, ACTOR + "use_kl_loss").outcome.category == "honoured"
     assert not zero.lines("lacking", "unknown")
 
 
-def test_tool_tokens_in_the_loss_have_no_counterpart():
+def test_tool_tokens_in_the_loss():
     # The reference's own value, where it runs programs.
     for given in ((), (ACTOR + "state_masking=False",)):
         translation = translated(ROLLOUT + "generate_method=CIR", *given)
-        assert line(translation, ACTOR + "state_masking").outcome.category == "lacking"
+        assert setting(translation, "rl.train_tool_tokens") is True
 
 
 def test_the_last_of_two_wins():
@@ -595,7 +613,6 @@ def test_dapo_lacks_what_is_lacking(tmp_path, capsys, monkeypatch):
     assert (code, stdout) == (2, "")
     last = report.splitlines()[-1]
     for entry in (
-        "algorithm.adv_estimator=grpo",
         "algorithm.filter_groups.enable=True",
         "algorithm.filter_groups.metric=acc",
         "data.gen_batch_size=1536",
@@ -603,7 +620,7 @@ def test_dapo_lacks_what_is_lacking(tmp_path, capsys, monkeypatch):
         "reward_model.overlong_buffer.len=4096",
     ):
         assert entry in last
-    assert last.startswith("cir-jax: import-verl: 6 without a counterpart")
+    assert last.startswith("cir-jax: import-verl: 5 without a counterpart")
     # The rest is there by force, and the file says what is not.
     code, stdout, _ = run(capsys, script, "--tasks", "sum", "--force")
     assert code == 0
@@ -613,23 +630,19 @@ def test_dapo_lacks_what_is_lacking(tmp_path, capsys, monkeypatch):
     # 512 / 32 updates a step, 10 steps.
     assert tree["rl"]["optim"]["warmup_steps"] == 160
     assert (tree["rl"]["dual_clip"], tree["rl"]["steps"]) == (10.0, 200)
-    assert "advantage" not in tree["rl"]
+    assert tree["rl"]["advantage"] == "grpo"
     assert "# Left out, although it changes the result:" in stdout
     assert "algorithm.filter_groups.enable=True" in stdout
 
 
-def test_torl_lacks_its_estimator_only(tmp_path, capsys):
+def test_torl_is_grpo_with_one_update_a_step(tmp_path, capsys):
     script = tmp_path / "torl.sh"
     script.write_text(TORL_SCRIPT)
-    code, _, report = run(capsys, script, "--tasks", "sum", "--var", "name=x")
-    assert code == 2
-    assert "import-verl: 1 without a counterpart" in report.splitlines()[-1]
-    assert "algorithm.adv_estimator=grpo" in report.splitlines()[-1]
+    code, stdout, report = run(capsys, script, "--tasks", "sum", "--var", "name=x")
     assert "data.train_files=/root/out/x/train.parquet" in report
-    code, stdout, _ = run(capsys, script, "--tasks", "sum", "--force")
     tree = tomllib.loads(stdout)
     # One on-policy update a step: the mini-batch is larger than the batch.
-    assert (code, tree["rl"]["minibatch_prompts"]) == (0, 128)
+    assert (code, tree["rl"]["minibatch_prompts"], tree["rl"]["advantage"]) == (0, 128, "grpo")
     assert (tree["rollout"]["boundary"], tree["rollout"]["max_calls"]) == ("stop_word", 1)
     assert (tree["rollout"]["max_context"], tree["rl"]["clip_high"]) == (3472, 0.2)
 

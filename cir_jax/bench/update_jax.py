@@ -13,7 +13,7 @@ from cir_jax.bench.contest import Figures, serve
 from cir_jax.config import ComputeConfig, MeshConfig, RLConfig, preset
 from cir_jax.rl.batch import TrainBatch
 from cir_jax.train.state import init_params
-from cir_jax.train.step import gradients, rl_loss_fn
+from cir_jax.train.step import Given, gradients, rl_loss_fn
 
 
 def start(*, model: str, batch: int, length: int, dtype: str, remat: str) -> Callable[[], Figures]:
@@ -29,7 +29,7 @@ def start(*, model: str, batch: int, length: int, dtype: str, remat: str) -> Cal
     gradient = jax.jit(
         gradients(cfg, ComputeConfig(dtype=dtype, remat=remat), rl_loss_fn(RLConfig()))
     )
-    step = wait(gradient, params, data, old_logp, jnp.int32(1), jnp.float32(1.0))
+    step = wait(gradient, params, data, Given(old_logp), jnp.int32(1), jnp.float32(1.0))
     ceiling = products(mesh, dtype)
 
     def measure() -> Figures:
@@ -46,7 +46,9 @@ def random_batch(vocab_size: int, rows: int, length: int) -> TrainBatch:
         ids=rng.integers(0, vocab_size, shape, np.int32),
         positions=np.broadcast_to(np.arange(length, dtype=np.int32), shape),
         segment_ids=np.ones(shape, np.int32),
+        sampled=np.ones(shape, bool),
         trained=np.ones(shape, bool),
+        weight=np.ones(shape, np.float32),
         sampler_logp=np.zeros(shape, np.float32),
         advantage=np.broadcast_to(rng.normal(size=(1, rows, 1)), shape).astype(np.float32),
     )

@@ -24,6 +24,7 @@ from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
     CheckpointConfig,
     Config,
+    CriticConfig,
     DataConfig,
     EvalConfig,
     MeshConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "ConfigError",
+    "CriticConfig",
     "DataConfig",
     "EvalConfig",
     "LoRAConfig",

@@ -122,6 +122,14 @@ class RolloutConfig(Section):
     max_calls: Budget = ((0, 2), (100, 3), (200, 4))
     """Executed programs per response: a number, or [[from RL step, calls], ...]; 0 = text only
     (CIR: 2, 3 from step 100, 4 from step 200)."""
+    raise_calls_above: Share | None = None
+    """Raises the budget by one call, for good, after a step in which more than this share of the
+    responses used all of it; null (leave out) = max_calls alone (CIR)."""
+    calls_limit: NonNegativeInt = 4
+    """Calls up to which raise_calls_above goes."""
+    refill_rounds: NonNegativeInt = 0
+    """Further rounds of prompts_per_step problems in a step that may replace groups whose rewards
+    are all equal: dynamic sampling (DAPO: up to 9); 0 = off (CIR)."""
     boundary: Literal["fence", "stop_word"] = "fence"
     """A call begins where a non-blank ```python block closes, or (ablation) where the model itself
     writes ```output after one (CIR: the exact match of the fence)."""
@@ -221,6 +229,38 @@ class RewardConfig(Section):
     """Grader processes on this host."""
     timeout_s: PositiveFloat = 10.0
     """Wall time per answer, seconds."""
+    overlong_buffer: NonNegativeInt = 0
+    """Tokens before rollout.max_response_tokens from which on a response loses reward, at the end
+    overlong_factor (DAPO: 4096 of 20480); 0 = off (CIR)."""
+    overlong_factor: PositiveFloat = 1.0
+    """What the longest responses lose (DAPO: 1)."""
+    failed_code_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Taken off where any program failed (ToRL's ablation: 0.5; CIR: 0)."""
+    format_reward: Annotated[float, Field(ge=0)] = 0.0
+    """Given where all replies before the answer keep the format, taken off where one does not
+    (R1-CI v2: 0.1; CIR: 0)."""
+    turn_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Taken off above turn_limit turns (R1-CI v2: 0.1; CIR: 0)."""
+    turn_limit: PositiveInt = 6
+    """Turns of the model, the answer among them, without penalty (R1-CI v2: 6)."""
+
+
+class CriticOptimConfig(OptimConfig):
+    """AdamW, as the policy's, with a learning rate of its own."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate (veRL: 1e-5)."""
+
+
+class CriticConfig(Section):
+    """PPO's critic, only with rl.advantage='gae': a model like the policy, from its weights."""
+
+    lam: Share = 1.0
+    """GAE's lambda: 1 trusts the outcome alone, 0 the critic's next value."""
+    clip: PositiveFloat = 0.5
+    """Distance from its old value beyond which a value gets no gradient (veRL: 0.5)."""
+    optim: CriticOptimConfig = CriticOptimConfig()
+    """Its optimizer."""
 
 
 class RLConfig(Section):
@@ -230,18 +270,52 @@ class RLConfig(Section):
     """RL steps: one rollout batch each (CIR: about 300)."""
     minibatch_prompts: PositiveInt = 64
     """Problems per update; divides rollout.prompts_per_step (CIR: 64, so two updates a step)."""
+    epochs: PositiveInt = 1
+    """Times that a step's rollouts are trained on (CIR: 1)."""
+    shuffle: bool = False
+    """Draw each epoch's mini-batches of problems at random, not in order (CIR: in order)."""
     micro_rows: PositiveInt = 16
     """Packed rows per forward/backward pass."""
-    advantage: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
-    """Estimator (CIR: REINFORCE++-baseline)."""
+    advantage: Literal[
+        "reinforce_pp_baseline", "reinforce_pp", "grpo", "dr_grpo", "rloo", "gae"
+    ] = "reinforce_pp_baseline"
+    """Estimator (CIR: REINFORCE++-baseline; R1-CI, ToRL: GRPO; gae: PPO with a critic); equations
+    in rl/advantage.py."""
+    gamma: Share = 1.0
+    """Discount per model token; only reinforce_pp and gae have a use for it."""
+    critic: CriticConfig = CriticConfig()
+    """The critic of gae."""
     whiten_tool_tokens: bool = False
-    """Count tool tokens in the whitening's weights, as the reference code does."""
+    """Let tool tokens carry the advantage and count in its whitening, as in the reference code;
+    the loss leaves them out all the same."""
     clip_low: Share = 0.2
     """Lower clip distance of the probability ratio (CIR: 0.2)."""
     clip_high: PositiveFloat = 0.28
     """Upper clip distance of the probability ratio: clip-higher (CIR: 0.28)."""
     dual_clip: Annotated[float, Field(gt=1)] = 3.0
     """Bound on the ratio's weight where the advantage is negative (CIR: 3.0)."""
+    loss_mean: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "token_mean"
+    """The loss of a mini-batch: the mean over its trained tokens (CIR, DAPO), or over sequences of
+    the mean over their tokens (GRPO), of the sum over them, or of this sum by a constant length
+    (Dr. GRPO)."""
+    loss_length: PositiveInt | None = None
+    """Tokens by which loss_mean='constant' divides; null (leave out) =
+    rollout.max_response_tokens."""
+    train_tool_tokens: bool = False
+    """Train on the tool's tokens too, as if the model had written them: the ablation of the
+    feedback mask (CIR: off)."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence from the weights that RL begins with (CIR: 0; R1-CI: 0.001);
+    above 0 these are kept as the reference model."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where it counts: in the loss (GRPO), or taken off each token's reward (PPO)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Its estimator, rl/kl.py; in the loss k1 has no gradient in the mean."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus (CIR: 0)."""
+    importance_cap: PositiveFloat | None = None
+    """Weighs each token by the trainer's over the sampler's probability of it, at most this;
+    null (leave out) = no correction (CIR)."""
     optim: OptimConfig = OptimConfig()
     """Optimizer of the RL phase."""
 
@@ -252,7 +326,7 @@ class EvalConfig(Section):
     num_problems: PositiveInt = 256
     """Held-out problems, split evenly over the tasks."""
     max_calls: NonNegativeInt | None = None
-    """Executed programs per response; null (leave out) = the largest of rollout.max_calls."""
+    """Executed programs per response; null (leave out) = the largest of training."""
 
 
 class CheckpointConfig(Section):
@@ -334,4 +408,6 @@ def eval_max_calls(cfg: Config) -> int:
     if cfg.eval.max_calls is not None:
         return cfg.eval.max_calls
     budget = cfg.rollout.max_calls
-    return budget if isinstance(budget, int) else max(calls for _, calls in budget)
+    largest = budget if isinstance(budget, int) else max(calls for _, calls in budget)
+    raised = cfg.rollout.raise_calls_above is not None
+    return max(largest, cfg.rollout.calls_limit) if raised else largest

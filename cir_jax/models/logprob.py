@@ -22,9 +22,18 @@ _MAX_CHUNK = 4096
 # The score of entries that are no tokens: far below any, and finite in all that is made of it.
 _OUTSIDE = -1e30
 
+# Sums over tokens; where a name ends in _max, the largest, of numbers not below 0.
 Metrics = dict[str, Float[Array, ""]]
-# Sums over tokens: (logp_C, entropy_C, args) -> loss, metrics; args hold arrays [C] or scalars.
+# (logp_C, entropy_C, args) -> loss, a sum over tokens, and metrics; args: arrays [C] or scalars.
 LossFn = Callable[[Float[Array, " C"], Float[Array, " C"], Any], tuple[Float[Array, ""], Metrics]]
+
+
+def combine(total: Callable, largest: Callable, *metrics: dict[str, Array]) -> dict[str, Array]:
+    """Metrics of a whole from those of its parts, by what sums and what takes the largest."""
+    return {
+        name: (largest if name.endswith("_max") else total)(*(part[name] for part in metrics))
+        for name in metrics[0]
+    }
 
 
 def logits(hidden_BD: Float[Array, "B D"], table_VD: Float[Array, "V D"]) -> Float[Array, "B V"]:
@@ -84,7 +93,8 @@ def token_loss(
     temperature: Float[Array, ""] | float,
     chunk: int | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Loss and metrics that are sums over tokens of functions of log-probability and entropy.
+    """Loss and metrics that are sums (metrics also maxima) over tokens of functions of
+    log-probability and entropy.
 
     args: what loss_fn is given beside them, a pytree of arrays [B, T], scalars as they are.
     Padding of the last chunk has args of 0, for which loss_fn must return 0. Only the loss has
@@ -270,7 +280,11 @@ _logprobs.defvjp(_logprobs_fwd, _logprobs_bwd)
 def _loss(loss_fn: LossFn, head: _Head, chunks: _Chunks, vocab_size: int):
     logp, entropy = _logprobs(head, chunks.hidden, chunks.targets, vocab_size)
     losses = jax.vmap(loss_fn)(logp, entropy, chunks.args)
-    return jax.tree.map(jnp.sum, losses)
+    return _over_chunks(*losses)
+
+
+def _over_chunks(loss: Float[Array, " chunks"], metrics: dict[str, Array]):
+    return jnp.sum(loss), combine(jnp.sum, jnp.max, metrics)
 
 
 def _loss_fwd(loss_fn, head, chunks, vocab_size):
@@ -287,8 +301,7 @@ def _loss_fwd(loss_fn, head, chunks, vocab_size):
 
     zeros = jnp.zeros(head.table.shape, jnp.float32)
     by_table, (by_hidden, *losses) = jax.lax.scan(one, zeros, chunks)
-    loss, metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), tuple(losses))
-    return (loss, metrics), (by_hidden, by_table.astype(head.table.dtype))
+    return _over_chunks(*losses), (by_hidden, by_table.astype(head.table.dtype))
 
 
 def _loss_bwd(loss_fn, vocab_size, saved, grads):

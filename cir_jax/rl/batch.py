@@ -4,33 +4,53 @@ Several trajectories share a row, each its own segment with positions from 0. Al
 aligned to the token: entry t tells of token t, not of the one predicted after it.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cir_jax.records import Author
 
+Tree = TypeVar("Tree")
+
 
 class Sequence1D(NamedTuple):
-    """One trajectory to train on: ids, author and the sampler's log-probabilities [T], and one
-    advantage for all its tokens. Demonstrations have neither of the last two."""
+    """One trajectory to train on.
+
+    sampler_logp, advantage: [T], or one for all tokens; demonstrations have none. weight: of its
+    trained tokens in the loss, relative to a mean over tokens. train_tool: whether its tool
+    tokens are trained as well.
+    """
 
     ids: np.ndarray
     author: np.ndarray
     sampler_logp: np.ndarray | float = 0.0
-    advantage: float = 0.0
+    advantage: np.ndarray | float = 0.0
+    weight: float = 1.0
+    train_tool: bool = False
+
+    @property
+    def trained(self) -> np.ndarray:
+        """The loss's mask [T]: what the model wrote, unless the tool's tokens are asked for."""
+        return trained_tokens(self.author, self.train_tool)
+
+
+def trained_tokens(author: np.ndarray, train_tool: bool) -> np.ndarray:
+    return (author == Author.MODEL) | (train_tool & (author == Author.TOOL))
 
 
 class TrainBatch(NamedTuple):
-    """segment_ids: 1, 2, ... within a row, 0 for padding; trained: the policy sampled it."""
+    """segment_ids: 1, 2, ... within a row, 0 for padding; sampled: the policy drew it; trained:
+    the loss counts it, with this weight (0 for the others)."""
 
     ids: Int[Array, "M R T"]
     positions: Int[Array, "M R T"]
     segment_ids: Int[Array, "M R T"]
+    sampled: Bool[Array, "M R T"]
     trained: Bool[Array, "M R T"]
+    weight: Float[Array, "M R T"]
     sampler_logp: Float[Array, "M R T"]
     advantage: Float[Array, "M R T"]
 
@@ -60,36 +80,66 @@ def plan_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
+class Layout:
+    """Where the tokens of sequences of these lengths lie in packed rows [M, R, T].
+
+    max_micro fixes the shape whatever the lengths; the rest is padding. num_micro: how many
+    micro-batches are filled.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, row_length: int, micro_rows: int, max_micro: int):
+        rows = plan_rows(lengths, row_length)
+        self.num_micro = -(-len(rows) // micro_rows)
+        if self.num_micro > max_micro:
+            raise ValueError(f"{len(rows)} rows do not fit into {max_micro} x {micro_rows}")
+        self._shape = (max_micro, micro_rows, row_length)
+        # Of each sequence: its number within the row, and its part of all rows' tokens.
+        self._segment = [0] * len(lengths)
+        self._at = [slice(0)] * len(lengths)
+        for r, members in enumerate(rows):
+            start = r * row_length
+            for segment, i in enumerate(members, start=1):
+                self._segment[i] = segment
+                self._at[i] = slice(start, start + lengths[i])
+                start += lengths[i]
+
+    def pack(
+        self, values: Iterable[np.ndarray | float | int], dtype: type
+    ) -> Shaped[np.ndarray, "M R T"]:
+        """Of each sequence an array [T], or one number for all its tokens; padding is 0."""
+        packed = np.zeros(np.prod(self._shape), dtype)
+        for at, value in zip(self._at, values, strict=True):
+            packed[at] = value
+        return packed.reshape(self._shape)
+
+    def unpack(self, packed: Shaped[np.ndarray, "M R T"]) -> list[np.ndarray]:
+        """The reverse: each sequence's own."""
+        return [packed.reshape(-1)[at] for at in self._at]
+
+    def batch(self, sequences: Sequence[Sequence1D]) -> TrainBatch:
+        return TrainBatch(
+            ids=self.pack((s.ids for s in sequences), np.int32),
+            positions=self.pack((np.arange(len(s.ids)) for s in sequences), np.int32),
+            segment_ids=self.pack(self._segment, np.int32),
+            sampled=self.pack((s.author == Author.MODEL for s in sequences), bool),
+            trained=self.pack((s.trained for s in sequences), bool),
+            weight=self.pack((s.trained * s.weight for s in sequences), np.float32),
+            sampler_logp=self.pack((s.sampler_logp for s in sequences), np.float32),
+            advantage=self.pack((s.advantage for s in sequences), np.float32),
+        )
+
+
 def pack(
     sequences: Sequence[Sequence1D], *, row_length: int, micro_rows: int, max_micro: int
 ) -> tuple[TrainBatch, int]:
-    """Packed rows as [max_micro, micro_rows, row_length], and how many micro-batches are filled.
-
-    max_micro fixes the shape whatever the sequences' lengths; the rest is padding.
-    """
-    rows = plan_rows([len(s.ids) for s in sequences], row_length)
-    num_micro = -(-len(rows) // micro_rows)
-    if num_micro > max_micro:
-        raise ValueError(f"{len(rows)} rows do not fit into {max_micro} x {micro_rows}")
-    shape = (max_micro * micro_rows, row_length)
-    ids, positions, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
-    trained = np.zeros(shape, bool)
-    sampler_logp, advantage = (np.zeros(shape, np.float32) for _ in range(2))
-    for r, members in enumerate(rows):
-        start = 0
-        for segment, i in enumerate(members, start=1):
-            seq = sequences[i]
-            at = slice(start, start + len(seq.ids))
-            ids[r, at] = seq.ids
-            positions[r, at] = np.arange(len(seq.ids))
-            segment_ids[r, at] = segment
-            trained[r, at] = seq.author == Author.MODEL
-            sampler_logp[r, at] = seq.sampler_logp
-            advantage[r, at] = seq.advantage
-            start = at.stop
-    arrays = (ids, positions, segment_ids, trained, sampler_logp, advantage)
-    batch = TrainBatch(*(a.reshape(max_micro, micro_rows, row_length) for a in arrays))
-    return batch, num_micro
+    """The sequences in a layout of their own, and how many micro-batches are filled."""
+    layout = Layout(
+        [len(s.ids) for s in sequences],
+        row_length=row_length,
+        micro_rows=micro_rows,
+        max_micro=max_micro,
+    )
+    return layout.batch(sequences), layout.num_micro
 
 
 def max_micro(num_sequences: int, micro_rows: int) -> int:
@@ -97,6 +147,6 @@ def max_micro(num_sequences: int, micro_rows: int) -> int:
     return -(-num_sequences // micro_rows)
 
 
-def micro(batch: TrainBatch, m: Int[Array, ""]) -> TrainBatch:
-    """Micro-batch m, without its leading axis."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, m, keepdims=False), batch)
+def micro(tree: Tree, m: Int[Array, ""]) -> Tree:
+    """Micro-batch m of arrays [M, ...], without its leading axis."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, m, keepdims=False), tree)

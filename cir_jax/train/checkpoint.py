@@ -5,6 +5,8 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
+from cir_jax.config import ConfigError
+from cir_jax.models import qwen
 from cir_jax.train.state import TrainState
 
 
@@ -13,11 +15,13 @@ class Place:
     """Where a run stands: `step` steps of `phase` are done.
 
     The data position is a function of it. file_sizes: bytes of the run's JSON lines then.
+    extra_calls: by how much the call budget was raised beyond its schedule.
     """
 
     phase: str
     step: int
     file_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    extra_calls: int = 0
 
 
 class Checkpoints:
@@ -29,14 +33,16 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
         self._number = self._manager.latest_step() or 0
+        self._reference = (run_dir / "reference").absolute()
 
-    def save(self, state: TrainState, place: Place) -> None:
+    def save(self, state: TrainState, place: Place, critic: TrainState | None = None) -> None:
         """Starts an asynchronous save."""
         self._number += 1
+        states = {"state": state} | ({} if critic is None else {"critic": critic})
         self._manager.save(
             self._number,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
+                **{name: ocp.args.StandardSave(s._asdict()) for name, s in states.items()},
                 place=ocp.args.JsonSave(dataclasses.asdict(place)),
             ),
         )
@@ -53,6 +59,27 @@ class Checkpoints:
             ),
         )
         return TrainState(**restored["state"]), Place(**restored["place"])
+
+    def restore_critic(self, target: TrainState) -> TrainState:
+        """Of the newest checkpoint; ConfigError if that holds none."""
+        if not (self._manager.directory / str(self._number) / "critic").exists():
+            raise ConfigError("rl.advantage='gae': this run began without a critic")
+        args = ocp.args.Composite(critic=ocp.args.StandardRestore(target._asdict()))
+        return TrainState(**self._manager.restore(self._number, args=args)["critic"])
+
+    def save_reference(self, params: qwen.Params) -> None:
+        """The run's reference model, once and for all of the run."""
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(self._reference, params, force=True)
+
+    def restore_reference(self, target: qwen.Params) -> qwen.Params:
+        """Raises ConfigError if the run began without one."""
+        if not self._reference.exists():
+            raise ConfigError(
+                "rl.kl_coef: is above 0, but this run began without a reference model"
+            )
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(self._reference, target)
 
     def close(self) -> None:
         """Waits for saves under way."""

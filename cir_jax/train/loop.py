@@ -19,28 +19,37 @@ from cir_jax import metrics
 from cir_jax.config import Config, ConfigError
 from cir_jax.data import pipeline
 from cir_jax.evals.codestats import code_stats
-from cir_jax.evals.suite import Evaluation, evaluate, grade
+from cir_jax.evals.suite import Evaluation, evaluate
 from cir_jax.models import hf, qwen
-from cir_jax.records import Author, Score, Trajectory
+from cir_jax.records import Score, Trajectory
 from cir_jax.reward.score import Grader
-from cir_jax.rl.advantage import ADVANTAGES
-from cir_jax.rl.batch import Sequence1D, TrainBatch, max_micro, pack
+from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
-from cir_jax.rollout.sampling import Sampling
 from cir_jax.sandbox.store import Replay, Store, open_store
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import weights
 from cir_jax.train.checkpoint import Checkpoints, Place
 from cir_jax.train.display import Display
+from cir_jax.train.experience import gather
+from cir_jax.train.learn import (
+    Learner,
+    Models,
+    abstract_critic,
+    init_critic,
+    put,
+    rl_optimizer,
+)
 from cir_jax.train.sft import SFTData
 from cir_jax.train.state import (
     TrainState,
+    abstract_reference,
     abstract_state,
     init_params,
     init_state,
     make_optimizer,
+    reference_params,
 )
-from cir_jax.train.step import make_update, old_logprobs, rl_loss_fn, sft_loss_fn
+from cir_jax.train.step import Given, make_update, sft_loss_fn
 
 # The table's rows, by the phase that is about to begin.
 STAGES = {"sft": "before SFT", "rl": "after SFT", "done": "after RL"}
@@ -65,15 +74,33 @@ class Run:
     checkpoints: Checkpoints
     writer: metrics.MetricsWriter
     display: Display
+    extra_calls: int = 0
     stop: bool = False
 
-    def save(self, state: TrainState, phase: str, step: int) -> None:
-        self.checkpoints.save(state, Place(phase, step, self.writer.sizes()))
+    def max_calls(self, step: int) -> int:
+        """The call budget of an RL step: the schedule's, raised as far as the limit allows."""
+        cfg = self.cfg.rollout
+        scheduled = configs.max_calls_at(cfg.max_calls, step)
+        return max(scheduled, min(scheduled + self.extra_calls, cfg.calls_limit))
 
-    def save_if_due(self, state: TrainState, phase: str, step: int) -> None:
+    def raise_calls(self, used_share: float, max_calls: int) -> None:
+        """Raises later steps' budget if more than enough responses used all of this one."""
+        cfg = self.cfg.rollout
+        if cfg.raise_calls_above is not None and max_calls < cfg.calls_limit:
+            self.extra_calls += used_share > cfg.raise_calls_above
+
+    def save(
+        self, state: TrainState, phase: str, step: int, critic: TrainState | None = None
+    ) -> None:
+        place = Place(phase, step, self.writer.sizes(), self.extra_calls)
+        self.checkpoints.save(state, place, critic)
+
+    def save_if_due(
+        self, state: TrainState, phase: str, step: int, critic: TrainState | None = None
+    ) -> None:
         """Saves every so many steps, and when asked to stop (then raises Interrupted)."""
         if step % self.cfg.checkpoint.every == 0 or self.stop:
-            self.save(state, phase, step)
+            self.save(state, phase, step, critic)
         if self.stop:
             raise Interrupted
 
@@ -158,6 +185,7 @@ def train(cfg: Config, display: Display) -> Path:
     display.note(f"run directory: {run_dir}")
     with open_run(cfg, run_dir, display, record=True) as run:
         state, place = restore(run) if cfg.resume else (None, Place("start", 0))
+        critic = None
         configs.save_run(cfg, run_dir)
         save_description(run)
         if place.phase == "start":
@@ -170,9 +198,22 @@ def train(cfg: Config, display: Display) -> Path:
             run.record_stage(params, "rl", cfg.sft.steps)
             state = init_state(params, cfg.model, run.mesh, rl_optimizer(cfg))
             place = Place("rl", 0)
-            run.save(state, "rl", 0)
+            if cfg.rl.kl_coef:
+                run.checkpoints.save_reference(
+                    reference_params(state.params, cfg.model, cfg.compute, run.mesh)
+                )
+            if cfg.rl.advantage == "gae":
+                critic = init_critic(state.params, cfg, run.mesh)
+            run.save(state, "rl", 0, critic)
         if place.step < cfg.rl.steps:
-            state = reinforce(run, state, place.step)
+            reference = None
+            if cfg.rl.kl_coef:
+                reference = run.checkpoints.restore_reference(
+                    abstract_reference(cfg.model, cfg.compute, run.mesh)
+                )
+            if cfg.rl.advantage == "gae" and critic is None:
+                critic = run.checkpoints.restore_critic(abstract_critic(cfg, run.mesh))
+            state = reinforce(run, Models(state, critic), reference, place.step)
             run.record_stage(state.params, "done", cfg.rl.steps)
             # Saved again with the row: a run that is resumed now has nothing left to do.
             run.save(state, "done", cfg.rl.steps)
@@ -200,8 +241,6 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
     data = SFTData(cfg, run.tokenizer, run.sandbox)
     update = make_update(cfg.model, cfg.compute, run.mesh, sft_optimizer(cfg), sft_loss_fn)
     num_max = max_micro(cfg.sft.batch_size, cfg.sft.micro_rows)
-    shape = (num_max, cfg.sft.micro_rows, cfg.max_length)
-    old_logp = jax.device_put(np.zeros(shape, np.float32), meshes.sharding(run.mesh))
     run.display.begin("SFT", cfg.sft.steps, first_step)
     for step in range(first_step, cfg.sft.steps):
         timer = metrics.Timer()
@@ -214,7 +253,7 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
             )
         with timer.stage("update_s"):
             state, figures = update(
-                state, put(batch, run.mesh), old_logp, jnp.int32(num_micro), jnp.float32(1.0)
+                state, put(batch, run.mesh), Given(), jnp.int32(num_micro), jnp.float32(1.0)
             )
             figures = metrics.plain(figures)
         run.writer.write("sft", step + 1, figures, timer.seconds | run.sandbox.figures())
@@ -223,46 +262,42 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
     return state.params
 
 
-def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
+def reinforce(
+    run: Run, models: Models, reference: qwen.Params | None, first_step: int
+) -> TrainState:
     """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
     cfg = run.cfg
     problems = pipeline.train_problems(cfg.data.tasks, cfg.seed)
-    update = make_update(cfg.model, cfg.compute, run.mesh, rl_optimizer(cfg), rl_loss_fn(cfg.rl))
+    learner = Learner(cfg, run.mesh, reference)
     run.display.begin("RL", cfg.rl.steps, first_step)
     for step in range(first_step, cfg.rl.steps):
         timer = metrics.Timer()
-        budget = configs.max_calls_at(cfg.rollout.max_calls, step)
-        with timer.stage("rollout_s"):
-            groups, stats = run.engine.rollout(
-                state.params,
-                pipeline.step_problems(problems, step, cfg.rollout.prompts_per_step),
-                samples=cfg.rollout.samples_per_prompt,
-                max_calls=budget,
-                sampling=Sampling(
-                    cfg.rollout.temperature,
-                    cfg.rollout.top_p,
-                    cfg.rollout.top_k,
-                    cfg.rollout.min_p,
-                ),
-                phase="rl",
-                step=step,
-            )
-        trajectories = [t for group in groups for t in group]
-        with timer.stage("reward_s"):
-            scores = grade(trajectories, run.grader, run.tokenizer)
-        advantages_PG = advantages(cfg, groups, scores)
+        budget = run.max_calls(step)
+        new = gather(
+            cfg,
+            run.engine,
+            run.grader,
+            run.tokenizer,
+            models.policy.params,
+            lambda n: pipeline.step_problems(problems, n, cfg.rollout.prompts_per_step),
+            step=step,
+            max_calls=budget,
+            timer=timer,
+        )
         with timer.stage("update_s"):
-            state, figures = updates(run, update, state, groups, advantages_PG)
+            models, figures = learner.learn(models, new.groups, new.rewards_PG, step)
 
-        timer.seconds |= {"tool_wait_s": stats.tool_wait_s, "device_idle_s": stats.idle_s}
-        timer.seconds["tokens_per_s"] = stats.num_model_tokens / stats.wall_s
-        timer.seconds |= run.sandbox.figures() | {"runs_shared": stats.num_shared}
-        summary = code_stats(trajectories, scores)
-        reward = float(np.mean([s.value for s in scores]))
-        record = {"reward": reward, "max_calls": budget} | summary | figures
-        record |= metrics.reason_counts(scores)
+        timer.seconds |= {"tool_wait_s": new.stats.tool_wait_s, "device_idle_s": new.stats.idle_s}
+        timer.seconds["tokens_per_s"] = new.stats.num_model_tokens / new.stats.wall_s
+        timer.seconds |= run.sandbox.figures() | {"runs_shared": new.stats.num_shared}
+        summary = code_stats(new.trajectories, new.scores)
+        reward = float(np.mean(new.rewards))
+        used = float(np.mean([len(t.calls) >= budget for t in new.trajectories]))
+        run.raise_calls(used, budget)
+        record = {"reward": reward, "max_calls": budget, "budget_used_share": used}
+        record |= summary | new.figures | figures | metrics.reason_counts(new.scores)
         run.writer.write("rl", step + 1, record, timer.seconds)
-        write_samples(run, step + 1, trajectories, scores)
+        write_samples(run, step + 1, new.trajectories, new.scores)
         run.display.step(
             step + 1,
             {
@@ -272,60 +307,8 @@ def reinforce(run: Run, state: TrainState, first_step: int) -> TrainState:
                 "tokens/s": timer.seconds["tokens_per_s"],
             },
         )
-        run.save_if_due(state, "rl", step + 1)
-    return state
-
-
-def advantages(cfg: Config, groups: list[list[Trajectory]], scores: list[Score]) -> np.ndarray:
-    """[P, G] from the scores, by the config's estimator."""
-    rewards_PG = np.array([s.value for s in scores], np.float32).reshape(len(groups), -1)
-    counted = (Author.MODEL, Author.TOOL) if cfg.rl.whiten_tool_tokens else (Author.MODEL,)
-    num_tokens_PG = np.array(
-        [[np.isin(t.author, counted).sum() for t in group] for group in groups], np.float32
-    )
-    estimator = ADVANTAGES[cfg.rl.advantage]
-    return np.asarray(estimator(jnp.asarray(rewards_PG), jnp.asarray(num_tokens_PG)))
-
-
-def updates(
-    run: Run, update, state: TrainState, groups: list[list[Trajectory]], advantages_PG: np.ndarray
-) -> tuple[TrainState, dict[str, float]]:
-    """One update per mini-batch, in order; old log-probabilities before the first of them."""
-    cfg, size = run.cfg, run.cfg.rl.minibatch_prompts
-    temperature = jnp.float32(cfg.rollout.temperature)
-    prepared = []
-    for at in range(0, len(groups), size):
-        sequences = [
-            Sequence1D(t.ids, t.author, t.logp, float(advantages_PG[at + p, g]))
-            for p, group in enumerate(groups[at : at + size])
-            for g, t in enumerate(group)
-        ]
-        batch, num_micro = pack(
-            sequences,
-            row_length=cfg.max_length,
-            micro_rows=cfg.rl.micro_rows,
-            max_micro=max_micro(len(sequences), cfg.rl.micro_rows),
-        )
-        batch, count = put(batch, run.mesh), jnp.int32(num_micro)
-        old = old_logprobs(
-            state.params, batch, count, temperature, cfg=cfg.model, compute=cfg.compute
-        )
-        prepared.append((batch, old, count))
-    mismatch = max(sampler_mismatch(batch, old) for batch, old, _ in prepared)
-    rows = []
-    for batch, old, count in prepared:
-        state, figures = update(state, batch, old, count, temperature)
-        rows.append(metrics.plain(figures))
-    return state, metrics.mean(rows) | {"sampler_mismatch_max": mismatch}
-
-
-def sampler_mismatch(batch: TrainBatch, old_logp: jax.Array) -> float:
-    """Largest difference between the sampler's and the trainer's log-probability of a token.
-
-    Rounded to 1e-3, so that the last bits of two programs do not show in the metrics.
-    """
-    difference = jnp.where(batch.trained, batch.sampler_logp - old_logp, 0.0)
-    return round(float(jnp.abs(difference).max()), 3)
+        run.save_if_due(models.policy, "rl", step + 1, models.critic)
+    return models.policy
 
 
 def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: list[Score]) -> None:
@@ -336,18 +319,8 @@ def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: l
         run.writer.write_sample(step, trajectories[i], scores[i], text)
 
 
-def put(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
-    """Onto the mesh: rows over the batch axes."""
-    return jax.device_put(batch, meshes.sharding(mesh, None, "batch", "length"))
-
-
 def sft_optimizer(cfg: Config):
     return make_optimizer(cfg.sft.optim, cfg.sft.steps)
-
-
-def rl_optimizer(cfg: Config):
-    updates_per_step = cfg.rollout.prompts_per_step // cfg.rl.minibatch_prompts
-    return make_optimizer(cfg.rl.optim, cfg.rl.steps * updates_per_step)
 
 
 def restore(run: Run) -> tuple[TrainState | None, Place]:
@@ -359,6 +332,7 @@ def restore(run: Run) -> tuple[TrainState | None, Place]:
         return None, Place("start", 0)
     state, place = restored
     run.writer.truncate(place.file_sizes)
+    run.extra_calls = place.extra_calls
     run.display.note(f"resuming after {place.phase} step {place.step}")
     return state, place
 

@@ -1,5 +1,7 @@
 """The training state: parameters and optimizer, as plain pytrees laid out on the mesh."""
 
+import functools
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from cir_jax import mesh as meshes
-from cir_jax.config import ModelConfig, OptimConfig
+from cir_jax.config import ComputeConfig, ModelConfig, OptimConfig
 from cir_jax.models import lora, qwen
 
 
@@ -92,11 +94,14 @@ def init_params(cfg: ModelConfig, mesh: Mesh, seed: int) -> qwen.Params:
     return jax.jit(lambda key: qwen.init(cfg, key), out_shardings=shardings)(jax.random.key(seed))
 
 
+# --- states; kind: the module that knows the tree of the parameters, qwen's or a critic's
+
+
 def state_shardings(
-    cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+    cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation, kind: ModuleType = qwen
 ) -> TrainState:
     """Layout of a state: the optimizer's moments lie as their parameters, scalars everywhere."""
-    params = qwen.param_shardings(cfg, mesh)
+    params = kind.param_shardings(cfg, mesh)
     trained, _ = lora.split(params, cfg)
     everywhere = meshes.sharding(mesh)
 
@@ -107,14 +112,18 @@ def state_shardings(
         lambda x: (
             x._replace(count=everywhere, mu=trained, nu=trained) if is_adam(x) else everywhere
         ),
-        jax.eval_shape(optimizer.init, lora.split(qwen.abstract_params(cfg), cfg)[0]),
+        jax.eval_shape(optimizer.init, lora.split(kind.abstract_params(cfg), cfg)[0]),
         is_leaf=is_adam,
     )
     return TrainState(params, opt_state, everywhere)
 
 
 def init_state(
-    params: qwen.Params, cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+    params: qwen.Params,
+    cfg: ModelConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    kind: ModuleType = qwen,
 ) -> TrainState:
     """The parameters with a fresh optimizer. The arrays are new: the state may be donated."""
 
@@ -122,18 +131,47 @@ def init_state(
         opt_state = optimizer.init(lora.split(params, cfg)[0])
         return TrainState(jax.tree.map(jnp.copy, params), opt_state, jnp.int32(0))
 
-    return jax.jit(fresh, out_shardings=state_shardings(cfg, mesh, optimizer))(params)
+    return jax.jit(fresh, out_shardings=state_shardings(cfg, mesh, optimizer, kind))(params)
 
 
 def abstract_state(
-    cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+    cfg: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation, kind: ModuleType = qwen
 ) -> TrainState:
     """Shapes, types and layout of a state: the target of a restore."""
-    params = qwen.abstract_params(cfg)
+    params = kind.abstract_params(cfg)
     opt_state = jax.eval_shape(optimizer.init, lora.split(params, cfg)[0])
     state = TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32))
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         state,
-        state_shardings(cfg, mesh, optimizer),
+        state_shardings(cfg, mesh, optimizer, kind),
     )
+
+
+def reference_params(
+    params: qwen.Params, cfg: ModelConfig, compute: ComputeConfig, mesh: Mesh
+) -> qwen.Params:
+    """Copies for forward passes alone, in the type that these use them in: what they compute is
+    the same to the bit."""
+    cast = functools.partial(_in_compute_type, compute=compute)
+    return jax.jit(cast, out_shardings=qwen.param_shardings(cfg, mesh))(params)
+
+
+def abstract_reference(cfg: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> qwen.Params:
+    """Shapes, types and layout of such copies: the target of a restore."""
+    shapes = jax.eval_shape(
+        functools.partial(_in_compute_type, compute=compute), qwen.abstract_params(cfg)
+    )
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        qwen.param_shardings(cfg, mesh),
+    )
+
+
+def _in_compute_type(params: qwen.Params, compute: ComputeConfig) -> qwen.Params:
+    def cast(path, x: Array) -> Array:
+        # The norms' scales are used in float32.
+        return jnp.copy(x) if path[-1].key == "scale" else x.astype(compute.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)

@@ -17,9 +17,27 @@ from cir_jax.config import PRESETS, asset_dir
 
 Category = Literal["honoured", "translated", "approximated", "ignored", "lacking", "unknown"]
 
-# Our names of veRL's estimators and of its ways to add up the loss.
-ESTIMATORS = {"reinforce_plus_plus_baseline": "reinforce_pp_baseline"}
-AGGREGATIONS = ("token-mean",)
+# Our names of veRL's estimators, of its ways to add up the loss, and of its estimates of KL.
+ESTIMATORS = {
+    "reinforce_plus_plus_baseline": "reinforce_pp_baseline",
+    "reinforce_plus_plus": "reinforce_pp",
+    "grpo": "grpo",
+    "rloo": "rloo",
+}
+AGGREGATIONS = {
+    "token-mean": "token_mean",
+    "seq-mean-token-mean": "sequence_mean",
+    "seq-mean-token-sum": "sequence_sum",
+    "seq-mean-token-sum-norm": "constant",
+}
+KL_ESTIMATORS = {
+    "kl": "k1",
+    "k1": "k1",
+    "mse": "k2",
+    "k2": "k2",
+    "low_var_kl": "k3",
+    "k3": "k3",
+}
 
 CIR_TEMPLATE = (
     "Please solve the following problem step by step. During your reasoning process, if needed, "
@@ -135,8 +153,10 @@ def where(other: str, values: tuple[Any, ...], rule: Rule) -> Rule:
 
 def _estimator(value: Any, launch: Launch) -> Outcome:
     if value in ESTIMATORS:
+        by_std = launch["algorithm.norm_adv_by_std_in_grpo"]
+        ours = "dr_grpo" if value == "grpo" and not by_std else ESTIMATORS[value]
         text = "advantage estimator, under our name"
-        return Outcome("translated", text, {"rl.advantage": ESTIMATORS[value]})
+        return Outcome("translated", text, {"rl.advantage": ours})
     there = ", ".join(ESTIMATORS)
     return Outcome("lacking", f"advantage estimator; here: {there}")
 
@@ -159,7 +179,9 @@ def _aggregation(value: Any, launch: Launch) -> Outcome:
             "mean over the tokens of the whole mini-batch; veRL's is over each micro-batch's, "
             "which are then averaged"
         )
-        return Outcome("approximated", text)
+        if value == "seq-mean-token-sum-norm":
+            text = "mean over sequences; veRL's sums them, so that its gradient is larger"
+        return Outcome("approximated", text, {"rl.loss_mean": AGGREGATIONS[value]})
     return Outcome("lacking", f"how the loss is added up; here: {', '.join(AGGREGATIONS)}")
 
 
@@ -178,19 +200,35 @@ def _entropy(value: Any, launch: Launch) -> Outcome:
     text = "entropy bonus off"
     if _ACTOR + "entropy_coeff" not in launch.values:
         return Outcome("approximated", f"{text}, as in veRL since 0.4; before, and in CIR's: 0.001")
-    return only(0, effect="weight of the entropy bonus")(value, launch)
+    settings = {"rl.entropy_coef": number(value)}
+    return Outcome("honoured", "weight of the entropy bonus", settings)
 
 
 def _kl_loss(value: Any, launch: Launch) -> Outcome:
     if value and number(launch[_ACTOR + "kl_loss_coef"]) == 0:
         return Outcome("honoured", "KL term with coefficient 0: none, and no reference model")
-    return only(False, effect="KL term in the loss")(value, launch)
+    return _kl(value, launch, "loss", _ACTOR + "kl_loss_coef", _ACTOR + "kl_loss_type")
 
 
 def _kl_reward(value: Any, launch: Launch) -> Outcome:
     if value and number(launch["algorithm.kl_ctrl.kl_coef"]) == 0:
         return Outcome("honoured", "KL penalty with coefficient 0: none")
-    return only(False, effect="KL penalty in the reward")(value, launch)
+    if value and launch[_ACTOR + "use_kl_loss"]:
+        return Outcome("lacking", "KL in the reward and in the loss at once")
+    return _kl(value, launch, "reward", "algorithm.kl_ctrl.kl_coef", "algorithm.kl_penalty")
+
+
+def _kl(value: Any, launch: Launch, place: str, coefficient: str, estimator: str) -> Outcome:
+    if not value:
+        return Outcome("honoured", f"no KL in the {place}")
+    if launch[estimator] not in KL_ESTIMATORS:
+        return Outcome("lacking", f"KL in the {place}, estimated by {launch[estimator]}")
+    settings = {
+        "rl.kl_coef": number(launch[coefficient]),
+        "rl.kl_in": place,
+        "rl.kl_estimator": KL_ESTIMATORS[launch[estimator]],
+    }
+    return Outcome("translated", f"KL in the {place}: rl.kl_coef", settings)
 
 
 def _warmup(value: Any, launch: Launch) -> Outcome:
@@ -318,7 +356,8 @@ def _state_masking(value: Any, launch: Launch) -> Outcome:
     if value is not True:
         if launch.values.get(_ROLLOUT + "generate_method") != "CIR":
             return Outcome("ignored", "a key of CIR's; tool tokens are masked here")
-        return Outcome("lacking", "tool tokens in the loss; they are always masked here")
+        text = "tool tokens in the loss"
+        return Outcome("translated", text, {"rl.train_tool_tokens": True})
     text = (
         "tool tokens are masked, here by who wrote them; the reference's whitening counts them, "
         "ours does not (rl.whiten_tool_tokens=true does)"
@@ -453,18 +492,22 @@ KEYS: dict[str, Key] = {
     # Advantage and KL.
     _ESTIMATOR: Key(_estimator, "gae", always=True),
     "algorithm.gamma": Key(
-        where(_ESTIMATOR, ("gae", "reinforce_plus_plus"), only(1, effect="discount")), 1.0
+        where(_ESTIMATOR, ("reinforce_plus_plus",), same("rl.gamma", number, "discount")), 1.0
     ),
     "algorithm.lam": Key(where(_ESTIMATOR, ("gae",), only(1, effect="GAE's lambda")), 1.0),
     "algorithm.norm_adv_by_std_in_grpo": Key(
-        where(_ESTIMATOR, ("grpo",), only(True, effect="division by the group's deviation")), True
+        where(_ESTIMATOR, ("grpo",), ignored("says whether adv_estimator is our dr_grpo")), True
     ),
     "algorithm.use_kl_in_reward": Key(_kl_reward, False),
-    "algorithm.kl_penalty": Key(ignored("estimator of a KL penalty, of which there is none")),
+    "algorithm.kl_penalty": Key(ignored("see use_kl_in_reward"), "kl"),
     "algorithm.kl_ctrl.kl_coef": Key(
-        where("algorithm.use_kl_in_reward", (True,), only(0, effect="weight of the penalty")), 0.001
+        where("algorithm.use_kl_in_reward", (True,), ignored("see use_kl_in_reward")), 0.001
     ),
-    "algorithm.kl_ctrl.*": Key(ignored("how a KL penalty adapts, of which there is none")),
+    "algorithm.kl_ctrl.type": Key(
+        where("algorithm.use_kl_in_reward", (True,), only("fixed", effect="the weight stays")),
+        "fixed",
+    ),
+    "algorithm.kl_ctrl.*": Key(ignored("how a KL penalty adapts")),
     "algorithm.filter_groups.enable": Key(only(False, effect="dynamic sampling"), False),
     "algorithm.filter_groups.*": Key(_FILTER),
     "algorithm.use_pf_ppo": Key(only(False, effect="preference feedback's weights"), False),
@@ -498,14 +541,19 @@ KEYS: dict[str, Key] = {
     _ACTOR + "policy_loss.loss_mode": Key(only("vanilla", effect="PPO's clipped loss"), "vanilla"),
     _ACTOR + "policy_loss.*": Key(ignored("of another loss_mode")),
     _ACTOR + "tis_imp_ratio_cap": Key(
-        only(-1, effect="truncated correction between sampler and trainer"), -1
+        lambda value, _: Outcome(
+            "honoured",
+            "truncated correction between sampler and trainer",
+            {"rl.importance_cap": number(value)} if number(value) > 0 else {},
+        ),
+        -1,
     ),
     _ACTOR + "entropy_coeff": Key(_entropy, 0, always=True),
     _ACTOR + "use_kl_loss": Key(_kl_loss, False),
     _ACTOR + "kl_loss_coef": Key(
-        where(_ACTOR + "use_kl_loss", (True,), only(0, effect="weight of the KL term")), 0.001
+        where(_ACTOR + "use_kl_loss", (True,), ignored("see use_kl_loss")), 0.001
     ),
-    _ACTOR + "kl_loss_type": Key(ignored("estimator of a KL term, of which there is none")),
+    _ACTOR + "kl_loss_type": Key(ignored("see use_kl_loss"), "low_var_kl"),
     _ACTOR + "state_masking": Key(_state_masking, False, always=True),
     _ACTOR + "grad_clip": Key(same("rl.optim.clip_norm", number, "gradient clipping"), 1.0, True),
     _ACTOR + "optim.lr": Key(same("rl.optim.learning_rate", number, "learning rate"), 1e-6, True),
@@ -567,7 +615,7 @@ KEYS: dict[str, Key] = {
     _MODEL + "use_fused_kernels": Key(_HARDWARE),
     _MODEL + "fused_kernel_options.*": Key(_HARDWARE),
     _MODEL + "use_shm": Key(_HARDWARE),
-    "actor_rollout_ref.ref.*": Key(ignored("no KL term, hence no reference model")),
+    "actor_rollout_ref.ref.*": Key(ignored("memory and speed of the reference model")),
     # Rollout.
     _ROLLOUT + "n": Key(same("rollout.samples_per_prompt", whole, "samples"), 1, always=True),
     _ROLLOUT + "temperature": Key(

@@ -1,0 +1,250 @@
+"""What a step's rollouts teach: forward passes, advantages, updates over mini-batches."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from cir_jax import mesh as meshes
+from cir_jax import metrics
+from cir_jax.config import Config, RLConfig
+from cir_jax.models import qwen, value
+from cir_jax.records import Author, Trajectory
+from cir_jax.rl.advantage import ADVANTAGES, Rollouts, outcome_rewards, value_targets
+from cir_jax.rl.batch import Layout, Sequence1D, max_micro, trained_tokens
+from cir_jax.rl.kl import KL
+from cir_jax.rl.loss import LOSS_MEANS
+from cir_jax.train.state import TrainState, abstract_state, init_state, make_optimizer
+from cir_jax.train.step import (
+    Given,
+    make_update,
+    make_value_update,
+    old_logprobs,
+    old_values,
+    rl_loss_fn,
+)
+
+# Digits that are kept of what compares two programs, so that their last bits do not show.
+_DIGITS = {"sampler_mismatch_max": 3, "sampler_mismatch_mean": 6, "sampler_kl": 6}
+
+
+def rl_optimizer(cfg: Config) -> optax.GradientTransformation:
+    return make_optimizer(cfg.rl.optim, cfg.rl.steps * updates_per_step(cfg))
+
+
+def updates_per_step(cfg: Config) -> int:
+    return cfg.rl.epochs * cfg.rollout.prompts_per_step // cfg.rl.minibatch_prompts
+
+
+def critic_optimizer(cfg: Config) -> optax.GradientTransformation:
+    return make_optimizer(cfg.rl.critic.optim, cfg.rl.steps * updates_per_step(cfg))
+
+
+def init_critic(params: qwen.Params, cfg: Config, mesh: Mesh) -> TrainState:
+    """A critic that begins with a policy's weights."""
+    params = value.critic(params, cfg.model, jax.random.key(cfg.seed))
+    model = value.critic_model(cfg.model)
+    return init_state(params, model, mesh, critic_optimizer(cfg), value)
+
+
+def abstract_critic(cfg: Config, mesh: Mesh) -> TrainState:
+    return abstract_state(value.critic_model(cfg.model), mesh, critic_optimizer(cfg), value)
+
+
+class Models(NamedTuple):
+    """What an RL step changes. critic: with GAE alone."""
+
+    policy: TrainState
+    critic: TrainState | None = None
+
+
+class Learner:
+    """The updates of a run's RL phase. reference: parameters of the reference model, if any."""
+
+    def __init__(self, cfg: Config, mesh: Mesh, reference: qwen.Params | None):
+        self._cfg = cfg
+        self._mesh = mesh
+        self._reference = reference
+        self._temperature = jnp.float32(cfg.rollout.temperature)
+        loss_fn = rl_loss_fn(cfg.rl)
+        self._update = make_update(cfg.model, cfg.compute, mesh, rl_optimizer(cfg), loss_fn)
+        self._critic_model = value.critic_model(cfg.model)
+        self._update_critic = make_value_update(
+            self._critic_model, cfg.compute, mesh, critic_optimizer(cfg), cfg.rl.critic.clip
+        )
+
+    def learn(
+        self,
+        models: Models,
+        groups: Sequence[Sequence[Trajectory]],
+        rewards_PG: Float[np.ndarray, "P G"],
+        step: int,
+    ) -> tuple[Models, dict[str, float]]:
+        """One update per mini-batch; all that they are given is computed before the first."""
+        policy, critic = models
+        rl = self._cfg.rl
+        rows = [t for group in groups for t in group]
+        minibatches = self._minibatches(rewards_PG.shape, step)
+        before = self._before(models, rows, minibatches)
+        advantages, figures = self._advantages(rows, rewards_PG, before)
+        lines = []
+        for members in minibatches:
+            counts = np.array([trained(rows[i], rl).sum() for i in members])
+            length = rl.loss_length or self._cfg.rollout.max_response_tokens
+            weights = LOSS_MEANS[rl.loss_mean](counts, length)
+            sequences = [
+                Sequence1D(
+                    rows[i].ids,
+                    rows[i].author,
+                    rows[i].logp,
+                    advantages[i],
+                    weight,
+                    rl.train_tool_tokens,
+                )
+                for i, weight in zip(members, weights, strict=True)
+            ]
+            layout = self._layout(sequences)
+            batch, count = put(layout.batch(sequences), self._mesh), jnp.int32(layout.num_micro)
+
+            def given(*names: str, members=members, layout=layout) -> Given:
+                arrays = {
+                    name: layout.pack((before[name][i] for i in members), np.float32)
+                    for name in names
+                    if name in before
+                }
+                return put(Given(**arrays), self._mesh)
+
+            line = {}
+            if critic is not None:
+                of_critic = given("old_values", "targets")
+                critic, line = self._update_critic(
+                    critic, batch, of_critic, count, self._temperature
+                )
+                line = {f"critic/{name}": x for name, x in line.items()}
+            of_policy = given("old_logp", *(("ref_logp",) if rl.kl_in == "loss" else ()))
+            policy, more = self._update(policy, batch, of_policy, count, self._temperature)
+            line |= more
+            lines.append(metrics.plain(line))
+        figures |= metrics.mean(lines)
+        figures |= {k: round(figures[k], n) for k, n in _DIGITS.items()}
+        return Models(policy, critic), figures
+
+    def _minibatches(self, shape: tuple[int, int], step: int) -> list[list[int]]:
+        """The rows of each update, by their numbers, epoch by epoch; the groups stay whole."""
+        (P, G), rl = shape, self._cfg.rl
+        out = []
+        for epoch in range(rl.epochs):
+            order = np.arange(P)
+            if rl.shuffle:
+                order = np.random.default_rng((self._cfg.seed, step, epoch)).permutation(P)
+            for at in range(0, P, rl.minibatch_prompts):
+                chosen = order[at : at + rl.minibatch_prompts, None] * G + np.arange(G)[None]
+                out.append(chosen.reshape(-1).tolist())
+        return out
+
+    def _layout(self, sequences: Sequence[Sequence1D]) -> Layout:
+        cfg = self._cfg
+        return Layout(
+            [len(s.ids) for s in sequences],
+            row_length=cfg.max_length,
+            micro_rows=cfg.rl.micro_rows,
+            max_micro=max_micro(len(sequences), cfg.rl.micro_rows),
+        )
+
+    def _before(
+        self, models: Models, rows: Sequence[Trajectory], minibatches: Sequence[Sequence[int]]
+    ) -> dict[str, list[np.ndarray]]:
+        """Of each row, arrays [T] by the fields of Given, as far as they are needed.
+
+        In the mini-batches of the first epoch: there, the first ratio is exactly 1.
+        """
+        of_tokens: dict[str, Callable] = {}
+        log_probabilities = functools.partial(
+            old_logprobs,
+            temperature=self._temperature,
+            cfg=self._cfg.model,
+            compute=self._cfg.compute,
+        )
+        if len(minibatches) > 1 or (self._reference is not None and self._cfg.rl.kl_in == "reward"):
+            of_tokens["old_logp"] = functools.partial(log_probabilities, models.policy.params)
+        if self._reference is not None:
+            of_tokens["ref_logp"] = functools.partial(log_probabilities, self._reference)
+        if models.critic is not None:
+            of_tokens["old_values"] = functools.partial(
+                old_values,
+                models.critic.params,
+                cfg=self._critic_model,
+                compute=self._cfg.compute,
+            )
+        out = {name: [np.zeros(0)] * len(rows) for name in of_tokens}
+        first_epoch = minibatches[: len(minibatches) // self._cfg.rl.epochs]
+        for members in first_epoch if of_tokens else ():
+            sequences = [Sequence1D(rows[i].ids, rows[i].author) for i in members]
+            layout = self._layout(sequences)
+            batch, count = put(layout.batch(sequences), self._mesh), jnp.int32(layout.num_micro)
+            for name, compute in of_tokens.items():
+                own = layout.unpack(np.asarray(compute(batch, count)))
+                for i, x in zip(members, own, strict=True):
+                    out[name][i] = x
+        return out
+
+    def _advantages(
+        self,
+        rows: Sequence[Trajectory],
+        rewards_PG: Float[np.ndarray, "P G"],
+        before: dict[str, list[np.ndarray]],
+    ) -> tuple[list[np.ndarray], dict[str, float]]:
+        """Of each row [T], by the config's estimator; and metrics of the rewards. What a critic is
+        to learn joins `before`."""
+        rl = self._cfg.rl
+
+        def by_token(arrays: Sequence[np.ndarray], fill: float, dtype: type) -> np.ndarray:
+            out = np.full((len(rows), self._cfg.max_length), fill, dtype)
+            for i, x in enumerate(arrays):
+                out[i, : len(x)] = x
+            return out.reshape(*rewards_PG.shape, -1)
+
+        author_PGT = by_token([t.author for t in rows], Author.PROMPT, np.int8)
+        trained_PGT = trained_tokens(author_PGT, rl.train_tool_tokens)
+        rewards_PGT = outcome_rewards(rewards_PG, trained_PGT)
+        figures = {}
+        if self._reference is not None and rl.kl_in == "reward":
+            old, ref = (by_token(before[k], 0.0, np.float32) for k in ("old_logp", "ref_logp"))
+            kl_PGT = np.asarray(KL[rl.kl_estimator](jnp.asarray(old), jnp.asarray(ref)))
+            kl_PGT = np.where(trained_PGT, kl_PGT, 0)
+            rewards_PGT = rewards_PGT - rl.kl_coef * kl_PGT
+            figures["ref_kl"] = float(kl_PGT.sum() / max(trained_PGT.sum(), 1))
+        carriers_PGT = trained_tokens(author_PGT, rl.train_tool_tokens or rl.whiten_tool_tokens)
+        values_PGT = None
+        if "old_values" in before:
+            values_PGT = jnp.asarray(by_token(before["old_values"], 0.0, np.float32))
+        rollouts = Rollouts(
+            jnp.asarray(rewards_PGT, jnp.float32),
+            jnp.asarray(carriers_PGT),
+            values_PGT,
+            rl.gamma,
+            rl.critic.lam,
+        )
+
+        def by_row(array_PGT) -> list[np.ndarray]:
+            flat = np.asarray(array_PGT).reshape(len(rows), -1)
+            return [flat[i, : len(t.ids)] for i, t in enumerate(rows)]
+
+        if values_PGT is not None:
+            before["targets"] = by_row(value_targets(rollouts))
+        return by_row(ADVANTAGES[rl.advantage](rollouts)), figures
+
+
+def trained(row: Trajectory, rl: RLConfig) -> np.ndarray:
+    return trained_tokens(row.author, rl.train_tool_tokens)
+
+
+def put(tree, mesh: Mesh):
+    """Arrays [M, R, T] onto the mesh: rows over the batch axes."""
+    return jax.device_put(tree, meshes.sharding(mesh, None, "batch", "length"))
