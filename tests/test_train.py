@@ -44,6 +44,7 @@ TINY = (
     "rollout.max_response_tokens=56",
     "eval.num_problems=9",
     "checkpoint.every=1",
+    "sandbox.num_workers=1",
     "samples_per_log=2",
     "model.num_layers=2",
     "model.width=32",
