@@ -65,9 +65,8 @@ def run(sandbox, code, **kwargs):
 
 
 def num_processes(sandbox):
-    """Processes of the ready workers and below, as the host sees them: two for each worker that
-    waits, a moment after it has replied."""
-    time.sleep(0.3)
+    """Processes of the ready workers and below, as the host sees them."""
+    time.sleep(0.3)  # a worker that has just replied makes a copy of itself for the next job
     listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
     parents = {int(p): int(q) for p, q in map(str.split, listing.stdout.splitlines())}
     found = todo = set(sandbox.stats()["pids"])

@@ -16,7 +16,8 @@ from cir_jax.rollout.playback import Playback, at_once
 from cir_jax.rollout.rows import Row
 from cir_jax.rollout.sampling import PLAIN, Sampling, row_keys
 from cir_jax.rollout.schedule import OnTokens, RolloutStats, Schedule, Setting
-from cir_jax.rollout.sharing import Shared, Submitter, program_seed
+from cir_jax.rollout.sharing import Shared, program_seed
+from cir_jax.sandbox.executor import Submitter
 from cir_jax.tokenizer import Tokenizer
 
 

@@ -14,19 +14,13 @@ import hashlib
 import re
 import threading
 from concurrent.futures import Future
-from typing import Protocol
 
 from cir_jax.records import ExecResult
+from cir_jax.sandbox.executor import Submitter
 
 # random, numpy.random, sympy's randprime and randMatrix, scipy's rvs, sympy.stats, networkx's
 # random graphs.
 _DRAWS = re.compile(r"rand|\brvs\b|\bstats\b|_graph\b", re.IGNORECASE)
-
-
-class Submitter(Protocol):
-    """Runs programs."""
-
-    def submit(self, code: str, *, seed: int) -> Future[ExecResult]: ...
 
 
 def program_seed(code: str, group: tuple, call: tuple) -> int:

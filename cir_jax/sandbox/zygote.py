@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
     """Args: rung, limits as JSON, and the number of the socket's descriptor."""
     started = time.monotonic()
     if linux.fix_addresses():
-        # So that orders and texts that follow from objects' addresses are the same in all workers.
+        # Addresses, and orders and texts that follow from them, do not depend on chance. They may
+        # still differ between workers, whose starts differ in small things.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     # The real one names folders of the host's.
     linux.set_command_line("cir_jax sandbox")
@@ -98,7 +99,7 @@ def warm_up() -> None:
 
 
 class Supervisor:
-    """Runs one program after the other."""
+    """Runs programs and says what came of each."""
 
     def __init__(self, isolation: isolation_lib.Isolation, limits: Limits):
         self._isolation = isolation

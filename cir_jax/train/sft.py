@@ -12,7 +12,7 @@ from cir_jax.data.demonstrations import Demonstration, demonstration
 from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
 from cir_jax.rollout.fence import BOUNDARIES
-from cir_jax.sandbox.executor import Executor
+from cir_jax.sandbox.executor import Submitter
 from cir_jax.sandbox.pool import open_sandbox
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
@@ -57,7 +57,7 @@ class SFTData:
     by the batch size are not used.
     """
 
-    def __init__(self, cfg: Config, tokenizer: Tokenizer, sandbox: Executor):
+    def __init__(self, cfg: Config, tokenizer: Tokenizer, sandbox: Submitter):
         if cfg.sft.batch_size > cfg.sft.num_trajectories:
             raise ValueError(
                 f"sft.batch_size={cfg.sft.batch_size}: more than "
