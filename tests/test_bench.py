@@ -97,10 +97,12 @@ TINY = ModelConfig(
 def test_model_flops_by_hand():
     """q 16, k and v 8 each, o 16, MLP 96, head 40."""
     cfg = TINY
-    assert flops.matmul_params(cfg) == 16 + 8 + 8 + 16 + 96 + 40
+    assert flops.layer_params(cfg) == 16 + 8 + 8 + 16 + 96
+    assert flops.matmul_params(cfg) == 144 + 40
     # 3 rows of 6: 18 tokens; scores and their product with v, half of 6 x 6 each: 2 FLOPs x 18
     # positions x 4 (N H) x 2 products x 3 rows.
     assert flops.forward_flops(cfg, 3, 6) == 2 * 184 * 18 + 2 * 18 * 4 * 2 * 3
+    assert flops.prefill_flops(cfg, 3, 6) == 2 * 144 * 18 + 2 * 18 * 4 * 2 * 3
     assert flops.train_flops(cfg, 3, 6) == 3 * flops.forward_flops(cfg, 3, 6)
 
 
@@ -109,7 +111,9 @@ def test_decode_limit_by_hand():
 
     A row's cache holds k and v, K H = 2 numbers each, at 6 positions: 24 numbers. A step reads
     184 + 3 x 24 = 256 numbers, and computes 2 x 184 FLOPs a row and, for the scores and their
-    product with v, 2 x 6 x N H = 48 each: 464 a row.
+    product with v, 2 x 6 x N H = 48 each: 464 a row. The prefill of 4 tokens computes, a row,
+    2 x 144 x 4 FLOPs and half of 2 x 4 x 4 x N H = 128 for each of the two products: 1280. It
+    reads 144 numbers.
     """
 
     def of(read, matmul, itemsize=4):
@@ -119,10 +123,13 @@ def test_decode_limit_by_hand():
     memory = of(1024, 1e9)
     assert (memory["step_bytes"], memory["step_flops"]) == (4 * 256, 3 * 464)
     # A step takes 1 s for its bytes, 2 s for its FLOPs at half of these.
-    assert (memory["limited_by"], memory["limit_tokens_per_s"]) == ("memory", 3)
+    assert (memory["limited_by"], memory["step_limit_tokens_per_s"]) == ("memory", 3)
+    assert memory["limit_tokens_per_s"] == pytest.approx(9 / (3 + 144 / 256))
+    assert memory["prefill_flops"] == 3 * 1280
     matmul = of(1024, 3 * 464 / 2)
-    assert (matmul["limited_by"], matmul["limit_tokens_per_s"]) == ("matmul", 1.5)
-    assert of(1024, 1e9, itemsize=2)["limit_tokens_per_s"] == 6
+    assert (matmul["limited_by"], matmul["step_limit_tokens_per_s"]) == ("matmul", 1.5)
+    assert matmul["limit_tokens_per_s"] == pytest.approx(9 / (6 + 2 * 1280 / 464))
+    assert of(1024, 1e9, itemsize=2)["step_limit_tokens_per_s"] == 6
 
 
 def bench(*arguments):

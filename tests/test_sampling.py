@@ -169,3 +169,16 @@ def test_a_rows_token_is_its_own(top_p):
     others, logp_others = run(columns[:, order], keys[order], positions[order], asked, free)
     np.testing.assert_array_equal(tokens[order], others)
     np.testing.assert_array_equal(logp[order], logp_others)
+
+
+def test_rows_in_doubt_are_looked_at_apart_with_the_same_result():
+    """Three rows with a nucleus: alone in doubt among 16, and as all of 16 are."""
+    columns = jnp.asarray(np.random.default_rng(3).normal(size=(V, 16)), jnp.float32)
+    keys = jnp.asarray(row_keys(0, "test", 0, np.arange(16), np.zeros(16, int)))
+    of_three = np.where(np.arange(16) % 6 == 2, 0.5, 1.0)
+    for at in range(20):
+        args = columns, keys, jnp.full(16, at)
+        few, logp = run(*args, of_rows(16, top_p=of_three), nothing_forced(16))
+        all_, logp_all = run(*args, of_rows(16, top_p=0.5), nothing_forced(16))
+        np.testing.assert_array_equal(few[2::6], all_[2::6])
+        np.testing.assert_array_equal(logp[2::6], logp_all[2::6])

@@ -53,7 +53,7 @@ def bench_decode(
     python: interpreter of Tunix's process.
 
     tokens_per_s: slots x new by the median round's seconds, which the prompts' prefill is part
-    of. limit_tokens_per_s: of decode steps alone, each as long as `limit` says.
+    of. share_of_limit, share_of_step_limit: of the two limits that `limit` describes.
     peak_bytes: of the process's resident memory, libraries and compilation included.
     Raises ValueError for an unknown preset, a directory that does not hold a model, or a
     contender that is not installed.
@@ -80,7 +80,8 @@ def bench_decode(
     }
     ours = lines["cir_jax"]
     ours |= limit(cfg, slots, prompt, new, _ITEMSIZE[dtype], results[_CEILING])
-    ours["share_of_limit"] = ours["tokens_per_s"] / ours["limit_tokens_per_s"]
+    for name in ("limit", "step_limit"):
+        ours[f"share_of_{name}"] = ours["tokens_per_s"] / ours[f"{name}_tokens_per_s"]
     for line in lines.values():
         print(json.dumps(line), flush=True)
     for system in against:
@@ -93,22 +94,34 @@ def limit(
 ) -> dict[str, Any]:
     """Tokens/s at most, and which of the machine's ceilings binds.
 
-    A step takes the longer of reading its bytes and computing its FLOPs, at the rates measured.
-    The first of the steps attends to the prompt, each further one to a position more.
+    A step, and the prefill before the first, take the longer of reading their bytes and computing
+    their FLOPs, at the rates measured. The first step attends to the prompt, each further one to
+    a position more.
+
+    limit_tokens_per_s: with the prefill, as tokens_per_s is measured. step_limit_tokens_per_s:
+    as if prompts came for nothing. limited_by: what binds a step.
     """
     length = prompt + (new - 1) / 2
     step_bytes = flops.decode_bytes(cfg, slots, length, itemsize)
     step_flops = flops.decode_flops(cfg, slots, length)
-    seconds = {
-        "memory": step_bytes / ceiling["read_bytes_per_s"],
-        "matmul": step_flops / ceiling["matmul_flops_per_s"],
-    }
-    binding = max(seconds, key=seconds.get)
+    # The prompt's last token is fed by the first step.
+    prefill_flops = flops.prefill_flops(cfg, slots, prompt - 1)
+    prefill_bytes = itemsize * flops.layer_params(cfg)
+
+    def seconds(num_bytes: float, num_flops: float) -> dict[str, float]:
+        return {
+            "memory": num_bytes / ceiling["read_bytes_per_s"],
+            "matmul": num_flops / ceiling["matmul_flops_per_s"],
+        }
+
+    step, prefill = seconds(step_bytes, step_flops), seconds(prefill_bytes, prefill_flops)
+    binding = max(step, key=step.get)
     rates = {name: ceiling[name] for name in ("read_bytes_per_s", "matmul_flops_per_s")}
     return (
         rates
-        | {"step_bytes": step_bytes, "step_flops": step_flops, "limited_by": binding}
-        | {"limit_tokens_per_s": slots / seconds[binding]}
+        | {"step_bytes": step_bytes, "step_flops": step_flops, "prefill_flops": prefill_flops}
+        | {"limited_by": binding, "step_limit_tokens_per_s": slots / step[binding]}
+        | {"limit_tokens_per_s": slots * new / (max(prefill.values()) + new * step[binding])}
     )
 
 

@@ -6,18 +6,28 @@ Source: the accounting of PaLM, arXiv:2204.02311, appendix B, with causal attent
 from cir_jax.config import ModelConfig
 
 
-def matmul_params(cfg: ModelConfig) -> int:
-    """Parameters that every token is multiplied with: all but the embedding's lookup and norms."""
+def layer_params(cfg: ModelConfig) -> int:
+    """Parameters of all layers that every token is multiplied with: all but norms and biases."""
     heads = (2 * cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim
-    layer = cfg.width * heads + 3 * cfg.width * cfg.mlp_width
-    return cfg.num_layers * layer + cfg.vocab_size * cfg.width
+    return cfg.num_layers * (cfg.width * heads + 3 * cfg.width * cfg.mlp_width)
+
+
+def matmul_params(cfg: ModelConfig) -> int:
+    """The same and the output head; the embedding's lookup multiplies nothing."""
+    return layer_params(cfg) + cfg.vocab_size * cfg.width
+
+
+def prefill_flops(cfg: ModelConfig, rows: int, length: int) -> int:
+    """Of the layers, for causal rows of one segment; nothing is predicted."""
+    tokens = rows * length
+    attention = 4 * cfg.num_heads * cfg.head_dim * length * tokens // 2
+    return 2 * layer_params(cfg) * tokens + cfg.num_layers * attention
 
 
 def forward_flops(cfg: ModelConfig, rows: int, length: int) -> int:
-    """Of causal rows of one segment, log-probabilities of all tokens included."""
-    tokens = rows * length
-    attention = 4 * cfg.num_heads * cfg.head_dim * length * tokens // 2
-    return 2 * matmul_params(cfg) * tokens + cfg.num_layers * attention
+    """Of the same rows, log-probabilities of all tokens included."""
+    head = 2 * cfg.vocab_size * cfg.width
+    return prefill_flops(cfg, rows, length) + head * rows * length
 
 
 def train_flops(cfg: ModelConfig, rows: int, length: int) -> int:

@@ -1,6 +1,7 @@
 """Sampling whose randomness is a function of (seed, step, problem, sample, position)."""
 
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from cir_jax import mesh as meshes
 
 # Entries that are summed first where a running sum over the vocabulary is needed.
 _BLOCK = 128
+# Rows that are looked at apart from the others, once no more are left whose token is in doubt.
+_FEW = 4
 
 
 class Sampling(NamedTuple):
@@ -67,7 +70,8 @@ def sample(
     One uniform number of (key, position, attempt) is looked up in the running sum. Bounds need
     no sort: what they allow is always the tokens above some probability. So a token drawn from
     outside is drawn again from those more likely than it, which include all that are allowed,
-    until every row's token is. Each attempt reads the logits once.
+    until every row's token is. Each attempt reads the logits once, or on a CPU, where a few rows
+    are left, theirs.
 
     The vocabulary comes first: the rows are what is computed side by side. Where the mesh axis
     `tensor` shares the vocabulary, each device looks at its part, and only numbers per row travel.
@@ -99,33 +103,22 @@ def _sample(logits_VB, keys_B2, positions_B, sampling: Sampling, forced_B):
     token_B, logit_B = drawing.draw(running_NB, floor_B, jnp.int32(0))
 
     def attempt(carry):
-        n, token_B, logit_B, allowed_B = carry
+        n, *found = carry
         # Tied to the loop, or else all weights would be computed and stored before it.
         top_B, n = jax.lax.optimization_barrier((drawing.top_B, n))
-        again = drawing._replace(top_B=top_B)
-        running_NB = again.running(logit_B)
-        above_B = jnp.sum(meshes.each_tensor_shard(running_NB[-1]), axis=0)
-        # How many are above costs another look at the logits. Float32 counts to 2^24 exactly.
-        count_B = jax.lax.cond(
-            jnp.any(top_k_B > 0),
-            lambda: jnp.sum((logits_VB > logit_B[None]).astype(jnp.float32), axis=0),
-            lambda: jnp.zeros_like(above_B),
-        )
-        count_B = jnp.sum(meshes.each_tensor_shard(count_B), axis=0)
-        beyond_B = (above_B >= top_p_B * total_B) & (top_p_B < 1)
-        beyond_B |= (count_B >= top_k_B) & (top_k_B > 0)
-        # Where nothing is above, as with logits that are no numbers, no other draw would help.
-        allowed_B |= ~beyond_B | (above_B <= 0)
-        again_B, again_logit_B = again.draw(running_NB, logit_B, n)
-        token_B = jnp.where(allowed_B, token_B, again_B)
-        logit_B = jnp.where(allowed_B, logit_B, again_logit_B)
-        return n + 1, token_B, logit_B, allowed_B
+        bounds = _Bounds(drawing._replace(top_B=top_B), total_B, top_p_B, top_k_B)
+        return n + 1, *_retry(bounds, found, n)
 
     def all_allowed(carry):
         # All devices stop together: the attempts exchange numbers.
         return meshes.sum_rows(jnp.sum(~carry[3], dtype=jnp.int32)) == 0
 
     allowed_B = greedy_B | (forced_B >= 0) | ((top_p_B >= 1) & (top_k_B == 0))
+    # Two kinds need no look at the others: the most likely token, and one so likely that those
+    # above it cannot have as much mass, whatever the rounding.
+    allowed_B |= logit_B >= top_B
+    weight_B = jnp.exp((logit_B - top_B) * scale_B)
+    allowed_B |= (weight_B > (1 - top_p_B + 1e-3) * total_B) & (top_k_B == 0)
     start = (jnp.int32(1), token_B, logit_B, allowed_B)
     _, token_B, logit_B, _ = _until(all_allowed, attempt, start)
 
@@ -209,6 +202,76 @@ class _Drawing(NamedTuple):
         token_B = (first + block_B * _BLOCK + entry_B).astype(jnp.int32)
         found = (meshes.each_tensor_shard(x) for x in (token_B, _at(inside_EB, entry_B)))
         return tuple(_at(x_SB, shard_B) for x_SB in found)
+
+
+class _Bounds(NamedTuple):
+    """Which tokens may be drawn. total_B: weight of all tokens."""
+
+    drawing: _Drawing
+    total_B: Float[Array, " B"]
+    top_p_B: Float[Array, " B"]
+    top_k_B: Int[Array, " B"]
+
+    def of_rows(self, rows_F: Int[Array, " F"]) -> "_Bounds":
+        logits_VB, *of_row = self.drawing
+        columns_VF = logits_VB.at[:, rows_F].get(mode="clip")
+        of_row, bounds = jax.tree.map(
+            lambda x: x.at[rows_F].get(mode="clip"), (of_row, tuple(self[1:]))
+        )
+        return _Bounds(_Drawing(columns_VF, *of_row), *bounds)
+
+    def check(
+        self, logit_B: Float[Array, " B"], attempt: Int[Array, ""]
+    ) -> tuple[Bool[Array, " B"], Int[Array, " B"], Float[Array, " B"]]:
+        """Whether tokens of these logits are allowed; and others that are more likely, with their
+        logits."""
+        running_NB = self.drawing.running(logit_B)
+        above_B = jnp.sum(meshes.each_tensor_shard(running_NB[-1]), axis=0)
+        logits_VB = self.drawing.logits_VB
+        # How many are above costs another look at the logits. Float32 counts to 2^24 exactly.
+        count_B = jax.lax.cond(
+            jnp.any(self.top_k_B > 0),
+            lambda: jnp.sum((logits_VB > logit_B[None]).astype(jnp.float32), axis=0),
+            lambda: jnp.zeros_like(above_B),
+        )
+        count_B = jnp.sum(meshes.each_tensor_shard(count_B), axis=0)
+        beyond_B = (above_B >= self.top_p_B * self.total_B) & (self.top_p_B < 1)
+        beyond_B |= (count_B >= self.top_k_B) & (self.top_k_B > 0)
+        # Where nothing is above, as with logits that are no numbers, no other draw would help.
+        return ~beyond_B | (above_B <= 0), *self.drawing.draw(running_NB, logit_B, attempt)
+
+
+def _retry(
+    bounds: _Bounds, found: Sequence[Array], attempt: Int[Array, ""]
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Bool[Array, " B"]]:
+    """Checks the tokens that are not known to be allowed, and draws others where they are not.
+
+    found: token, logit, and whether it is known to be allowed, of each row; so is the result.
+    """
+
+    def tried(bounds, token_B, logit_B, allowed_B):
+        is_allowed_B, again_B, again_logit_B = bounds.check(logit_B, attempt)
+        allowed_B |= is_allowed_B
+        return (
+            jnp.where(allowed_B, token_B, again_B),
+            jnp.where(allowed_B, logit_B, again_logit_B),
+            allowed_B,
+        )
+
+    def tried_few():
+        rows_F = jnp.nonzero(is_open_B, size=_FEW, fill_value=B)[0]
+        of_few = tried(bounds.of_rows(rows_F), *(x.at[rows_F].get(mode="clip") for x in found))
+        return tuple(
+            x.at[rows_F].set(new, mode="drop") for x, new in zip(found, of_few, strict=True)
+        )
+
+    is_open_B = ~found[-1]
+    B = len(is_open_B)
+    # Elsewhere, to take columns out costs more than to look at all.
+    if meshes.platform() != "cpu" or B <= _FEW:
+        return tried(bounds, *found)
+    are_few = meshes.max_rows(jnp.sum(is_open_B, dtype=jnp.int32)) <= _FEW
+    return jax.lax.cond(are_few, tried_few, lambda: tried(bounds, *found))
 
 
 def _find(
