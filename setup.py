@@ -31,7 +31,9 @@ setup(
     extras_require={
         # Compiles for TPU slices without one; a version's memory figures differ, hence exact.
         "tpu": ["libtpu==0.0.51"],
+        "figures": ["matplotlib>=3.10"],  # what `ablate` draws
         "test": [
+            "matplotlib>=3.10",  # as the extra `figures`
             "pytest>=9",
             "pytest-xdist>=3.8",  # two processes: most of the time is compilation, on one core
             "hypothesis>=6",  # random token streams

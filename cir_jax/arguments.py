@@ -49,6 +49,15 @@ def part(text: str) -> float:
     return number
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="override of a config key; the value as in TOML, bare text is a string",
+    )
+
+
 @contextlib.contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
     """What is wrong with files that the user names is no reason for a traceback."""

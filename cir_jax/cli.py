@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
-from cir_jax.arguments import one_line_errors, positive
+from cir_jax.ablation import command as ablation_command
+from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("config", metavar="CONFIG", help="TOML file of the run")
-    _add_overrides(train)
+    add_overrides(train)
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser(
@@ -54,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Evaluates the newest checkpoint of RUN_DIR and prints its table row.",
     )
     evaluate.add_argument("run_dir", metavar="RUN_DIR", type=Path)
-    _add_overrides(evaluate)
+    add_overrides(evaluate)
     evaluate.set_defaults(run=_eval)
 
+    ablation_command.add(commands)
     chat_command.add(commands)
 
     importer = commands.add_parser(
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tokenizer.add_argument("config", metavar="CONFIG")
     tokenizer.add_argument("out", metavar="OUT", type=Path)
-    _add_overrides(tokenizer)
+    add_overrides(tokenizer)
     tokenizer.set_defaults(run=_train_tokenizer)
 
     runner = commands.add_parser(
@@ -160,15 +162,6 @@ def _service_url(text: str) -> str:
     except ValueError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise argparse.ArgumentTypeError(f"{text}: {reason}") from error
-
-
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key.path=value",
-        help="override of a config key; the value as in TOML, bare text is a string",
-    )
 
 
 # jax and everything on it is imported after the config has been read: a bad config fails at once.

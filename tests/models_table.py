@@ -1,4 +1,4 @@
-"""The tiny models that tests of the model and its weights use, and what goes into them."""
+"""The tiny models and runs that tests use, and what goes into them."""
 
 import functools
 import os
@@ -15,6 +15,31 @@ from cir_jax.models import qwen
 TOKENIZER = configs.asset_dir("package:quickstart/tokenizer")
 # XLA's flags for processes that a test starts.
 ONE_DEVICE_FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+# Overrides of configs/quickstart.toml that make a run of seconds.
+TINY_RUN = (
+    "sft.weights=''",
+    "sft.steps=3",
+    "sft.num_trajectories=64",
+    "sft.batch_size=16",
+    "sft.micro_rows=8",
+    "rl.steps=2",
+    "rl.minibatch_prompts=2",
+    "rl.micro_rows=8",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=2",
+    "rollout.slots=8",
+    "rollout.prefill_rows=8",
+    "rollout.max_response_tokens=56",
+    "eval.num_problems=9",
+    "checkpoint.every=1",
+    "sandbox.num_workers=1",
+    "samples_per_log=2",
+    "model.num_layers=2",
+    "model.width=32",
+    "model.head_dim=8",
+    "model.mlp_width=32",
+)
+
 # No value is a model's default, so that a lost setting shows.
 QWEN2 = ModelConfig(
     vocab_size=64,

@@ -1,6 +1,7 @@
 """Configs: what is accepted, and that each mistake is one line with key, value and a way out."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -396,6 +397,37 @@ def test_bad_file(tmp_path, toml, words):
     path.write_text(required or toml)
     text = message(path=path)
     assert all(word in text for word in words)
+
+
+def test_a_file_changes_the_keys_of_its_base(tmp_path):
+    (tmp_path / "run.toml").write_text(
+        "base = 'more/middle.toml'\nname = 'x'\n[rl]\nsteps = 7\n[rl.optim]\nbeta1 = 0.5\n"
+    )
+    (tmp_path / "more").mkdir()
+    base = os.path.relpath(CONFIG, tmp_path / "more")
+    (tmp_path / "more/middle.toml").write_text(
+        f"base = {base!r}\nseed = 9\n[rl.optim]\nbeta1 = 0.4\nbeta2 = 0.6\n"
+    )
+    cfg = configs.load(tmp_path / "run.toml", ["rl.optim.eps=0.5"])
+    assert configs.differences(configs.load(CONFIG), cfg) == {
+        "name": ("quickstart_sft", "x"),
+        "seed": (0, 9),
+        "rl.steps": (0, 7),
+        "rl.optim.beta1": (0.9, 0.5),
+        "rl.optim.beta2": (0.999, 0.6),
+        "rl.optim.eps": (1e-8, 0.5),
+    }
+
+
+def test_bases_that_cannot_be(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("base = 'run.toml'\n")
+    assert message(path=path) == f"{path}: base='run.toml': is a base of itself"
+    path.write_text("base = 'rum.toml'\n")
+    assert message(path=path).startswith(f"base='{tmp_path}/rum.toml': no such file")
+    path.write_text("base = 3\n")
+    assert message(path=path).startswith("base=3: must be a string")
+    assert message("base=x.toml").startswith('base="x.toml": no effect here')
 
 
 def test_file_that_is_no_text(tmp_path):

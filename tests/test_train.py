@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from models_table import ONE_DEVICE_FLAGS
+from models_table import ONE_DEVICE_FLAGS, TINY_RUN
 
 from cir_jax import config as configs
 from cir_jax import metrics
@@ -28,34 +28,11 @@ from cir_jax.train.display import Display
 ROOT = Path(__file__).parent.parent
 MAKE_MESH = loop.meshes.make_mesh
 SIGINT_HANDLER = signal.getsignal(signal.SIGINT)
-TINY = (
-    "sft.weights=''",
-    "sft.steps=3",
-    "sft.num_trajectories=64",
-    "sft.batch_size=16",
-    "sft.micro_rows=8",
-    "rl.steps=2",
-    "rl.minibatch_prompts=2",
-    "rl.micro_rows=8",
-    "rollout.prompts_per_step=4",
-    "rollout.samples_per_prompt=2",
-    "rollout.slots=8",
-    "rollout.prefill_rows=8",
-    "rollout.max_response_tokens=56",
-    "eval.num_problems=9",
-    "checkpoint.every=1",
-    "sandbox.num_workers=1",
-    "samples_per_log=2",
-    "model.num_layers=2",
-    "model.width=32",
-    "model.head_dim=8",
-    "model.mlp_width=32",
-)
 
 
 def tiny(run_dir, *overrides):
     extra = (f"run_dir={str(run_dir)!r}", *overrides)
-    return configs.load(ROOT / "configs/quickstart.toml", TINY + extra)
+    return configs.load(ROOT / "configs/quickstart.toml", TINY_RUN + extra)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -273,7 +250,7 @@ def test_hostile_programs_do_not_stop_a_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pool.Sandbox, "submit", replaced)
     weights = ("sft.weights=package:quickstart/cold_start", "rl.steps=1", "sandbox.timeout_s=0.5")
-    full = tuple(o for o in TINY if not o.startswith("model.") and not o.startswith("sft."))
+    full = tuple(o for o in TINY_RUN if not o.startswith("model.") and not o.startswith("sft."))
     overrides = (*full, *weights, f"run_dir={str(tmp_path / 'run')!r}", "eval.num_problems=1")
     overrides += ("rollout.max_response_tokens=104", "rollout.prompts_per_step=10")
     cfg = configs.load(ROOT / "configs/quickstart.toml", overrides)
@@ -306,7 +283,7 @@ def test_command_line_train_ctrl_c_resume_eval(tmp_path):
     args = [
         "train",
         "configs/quickstart.toml",
-        *TINY,
+        *TINY_RUN,
         f"run_dir={run_dir}",
         "sft.steps=0",
         "rl.steps=40",

@@ -9,6 +9,7 @@ from cir_jax.config.errors import ConfigError
 from cir_jax.config.files import (
     CONFIG_FILE,
     asset_dir,
+    differences,
     from_tree,
     holds_run,
     holds_weights,
@@ -17,6 +18,7 @@ from cir_jax.config.files import (
     override,
     save_run,
     to_tree,
+    with_values,
 )
 from cir_jax.config.keys import describe, section_of
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
@@ -63,6 +65,7 @@ __all__ = [
     "YarnConfig",
     "asset_dir",
     "describe",
+    "differences",
     "eval_max_calls",
     "from_tree",
     "holds_run",
@@ -75,4 +78,5 @@ __all__ = [
     "save_run",
     "section_of",
     "to_tree",
+    "with_values",
 ]

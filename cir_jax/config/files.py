@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cir_jax.config.presets import preset
 from cir_jax.config.sections import Config
 
 CONFIG_FILE = "config.json"
+BASE = "base"
 PACKAGE_PREFIX = "package:"
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -22,13 +23,22 @@ ASSETS = Path(__file__).parent.parent / "assets"
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a TOML file, applies `key.path=value` overrides and checks everything.
 
+    A file whose key `base` names another, from its own directory, changes that one's keys.
+
     Raises ConfigError with one line naming the key, its value and the nearest valid name.
     """
-    path = Path(path)
+    tree = _read(Path(path))
+    for override in overrides:
+        _set(tree, *_parse_override(override))
+    return from_tree(tree)
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """above: the files whose base this one is."""
     if path.is_dir():
         raise ConfigError(f"config={str(path)!r}: is a directory, must be a TOML file")
     if not path.is_file():
-        raise ConfigError(missing_file("config", path))
+        raise ConfigError(missing_file("base" if above else "config", path))
     try:
         text = path.read_text(encoding="utf-8")
         tree = tomllib.loads(text)
@@ -36,9 +46,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not a TOML file: {_toml_error(error, text)}") from error
-    for override in overrides:
-        _set(tree, *_parse_override(override))
-    return from_tree(tree)
+    if BASE not in tree:
+        return tree
+    base = tree.pop(BASE)
+    if not isinstance(base, str):
+        raise ConfigError(wrong_value(BASE, base, "must be a string, in quotes"))
+    above += (path.resolve(),)
+    if (path.parent / base).resolve() in above:
+        raise ConfigError(f"{path}: {BASE}={base!r}: is a base of itself")
+    return _merged(_read(path.parent / base, above), tree)
+
+
+def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """Tables key by key; everything else is the tree's."""
+    both = base.keys() & tree.keys()
+    tables = {k for k in both if isinstance(base[k], dict) and isinstance(tree[k], dict)}
+    return base | tree | {key: _merged(base[key], tree[key]) for key in tables}
 
 
 def override(cfg: Config, overrides: Sequence[str]) -> Config:
@@ -46,14 +69,20 @@ def override(cfg: Config, overrides: Sequence[str]) -> Config:
 
     Raises ConfigError with one line naming the key, its value and the nearest valid name.
     """
+    return with_values(cfg, dict(map(_parse_override, overrides)))
+
+
+def with_values(cfg: Config, values: Mapping[str, Any]) -> Config:
+    """The config with other values at some keys, given as `key.path`; raises as `override`."""
     tree = to_tree(cfg)
-    for text in overrides:
-        key, value = _parse_override(text)
+    for key, value in values.items():
         if key == "model.preset":
             # It would silently lose against every field.
             raise ConfigError(
                 wrong_value(key, value, "no effect here, every other key of [model] is given")
             )
+        if key not in all_keys():
+            raise ConfigError(unknown_key(key, value))
         _set(tree, key, value)
     return from_tree(tree)
 
@@ -77,6 +106,19 @@ def from_tree(tree: dict[str, Any]) -> Config:
 def to_tree(cfg: Config) -> dict[str, Any]:
     """The resolved config as plain nested values (JSON types)."""
     return cfg.model_dump(mode="json")
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys that differ, each with both values."""
+
+    def of(a: Any, b: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for name in a | b:
+                yield from of(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+        elif a != b:
+            yield key, (a, b)
+
+    return dict(of(to_tree(one), to_tree(other), ""))
 
 
 def asset_dir(path: str) -> Path:
@@ -140,6 +182,8 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key.path=value")
     value = _parse_value(text.strip())
+    if key == BASE:
+        raise ConfigError(wrong_value(key, value, "no effect here, only in a file"))
     if key not in all_keys():
         raise ConfigError(unknown_key(key, value))
     return key, value

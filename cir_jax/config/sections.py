@@ -2,7 +2,7 @@
 
 import urllib.parse
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -341,6 +341,11 @@ class CheckpointConfig(Section):
 class Config(Section):
     """A run."""
 
+    shorthands: ClassVar[dict[str, str]] = {
+        "base": "Another TOML file, in or seen from this one's directory, whose keys this file's "
+        "change."
+    }
+
     name: str
     """Name of the run; its directory is runs/NAME/NNN unless run_dir is set."""
     seed: NonNegativeInt = 0
@@ -364,6 +369,8 @@ class Config(Section):
     rl: RLConfig = RLConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    ablate: dict[str, dict[str, Any]] = {}
+    """Further keys of the run in which `cir-jax ablate` switches a strategy off, by its name."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "Config":

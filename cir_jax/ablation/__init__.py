@@ -1,0 +1,1 @@
+"""What each strategy of CIR is worth: runs with one of them off, their table and figure."""

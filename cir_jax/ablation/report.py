@@ -1,0 +1,104 @@
+"""Table and figure of an ablation, from what its runs wrote down."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax import metrics
+from cir_jax.ablation.strategies import ALL_ON, STRATEGIES
+
+TABLE, FIGURES, PLOT = "ablation.md", "ablation.json", "ablation.png"
+# Steps over which the figure's curves are averaged.
+_SMOOTH = 5
+
+
+def figures_of(run_dir: Path) -> dict[str, Any]:
+    """Of a run that has ended: `rewards` of its RL steps, `accuracy` on held-out problems before
+    and after them, and what the table shows of the rest."""
+    rows = metrics.read(run_dir)
+    rewards = [row["reward"] for row in rows if row["kind"] == "rl"]
+    before, after = [row for row in rows if row["kind"] == "eval"][-2:]
+    return {
+        "rewards": rewards,
+        "accuracy_before": before["accuracy"],
+        "accuracy": after["accuracy"],
+        "needed_code_share": after["needed_code_share"],
+        "reward": float(np.mean(rewards)),
+        "last_reward": float(np.mean(rewards[-max(1, len(rewards) // 10) :])),
+    }
+
+
+Results = Mapping[str, Mapping[int, dict[str, Any]]]
+"""By strategy that is off and by seed: figures_of a run."""
+
+
+def write(results: Results, folder: Path) -> str:
+    """Writes figures, table and plot into the folder. Returns the table, as Markdown."""
+    (folder / FIGURES).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = table(results)
+    (folder / TABLE).write_text(text, encoding="utf-8")
+    plot(results, folder / PLOT)
+    return text
+
+
+def table(results: Results) -> str:
+    """Mean and standard deviation over seeds; the difference is of runs of equal seeds."""
+    lines = [
+        "| off | seeds | reward, all steps | reward, last tenth | held-out accuracy "
+        "| less than with all six | code where needed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, by_seed in results.items():
+
+        def over(figure: str, runs=by_seed) -> str:
+            return _spread([run[figure] for run in runs.values()])
+
+        base = results.get(ALL_ON, {})
+        less = [
+            base[seed]["accuracy"] - run["accuracy"]
+            for seed, run in by_seed.items()
+            if seed in base
+        ]
+        cells = [
+            "nothing" if name == ALL_ON else STRATEGIES[name].title,
+            ", ".join(str(seed) for seed in by_seed),
+            *(over(figure) for figure in ("reward", "last_reward", "accuracy")),
+            "" if name == ALL_ON or not less else _spread(less),
+            over("needed_code_share"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    text = f"{np.mean(values):.3f}"
+    return f"{text} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else text
+
+
+def plot(results: Results, path: Path) -> None:
+    """Rewards by RL step, means over seeds; held-out accuracies, a dot for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    curves, dots = figure.subplots(1, 2, width_ratios=(3, 2))
+    for n, (name, by_seed) in enumerate(results.items()):
+        # Runs of one config have the same number of steps.
+        mean = np.mean([run["rewards"] for run in by_seed.values()], axis=0)
+        width = min(_SMOOTH, len(mean))
+        smooth = np.convolve(mean, np.ones(width) / width, "valid")
+        steps = np.arange(len(smooth)) + (width + 1) / 2
+        title = STRATEGIES[name].title
+        line = curves.plot(steps, smooth, label=title, linewidth=2.5 if name == ALL_ON else 1.2)
+        accuracies = [run["accuracy"] for run in by_seed.values()]
+        dots.scatter(accuracies, [-n] * len(accuracies), color=line[0].get_color())
+    before = {run["accuracy_before"] for by_seed in results.values() for run in by_seed.values()}
+    for accuracy in before:
+        dots.axvline(accuracy, color="grey", linestyle=":", linewidth=1)
+    curves.set(xlabel="RL step", ylabel=f"reward, mean of {_SMOOTH} steps and all seeds")
+    curves.legend(fontsize=8)
+    dots.set(xlabel="held-out accuracy after RL (dotted: before)")
+    dots.set_yticks([-n for n in range(len(results))], [STRATEGIES[n].title for n in results])
+    figure.savefig(path, dpi=120)
