@@ -10,7 +10,7 @@ from cir_jax.arguments import one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
-from cir_jax.data import tasks
+from cir_jax.data import sources
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.verl import command as verl_command
 
@@ -176,7 +176,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def _load(args: argparse.Namespace) -> Config:
     cfg = configs.load(args.config, args.overrides)
-    tasks.check_names(cfg.data.tasks)
+    sources.check(cfg.data)
     return cfg
 
 
@@ -197,7 +197,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     cfg = configs.override(configs.load_run(args.run_dir), args.overrides)
-    tasks.check_names(cfg.data.tasks)
+    sources.check(cfg.data)
     from cir_jax.train.display import Display
     from cir_jax.train.loop import evaluate_run
 

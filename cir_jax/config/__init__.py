@@ -23,6 +23,7 @@ from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnCon
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
     CheckpointConfig,
+    ColumnsConfig,
     Config,
     CriticConfig,
     DataConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "CONFIG_FILE",
     "PRESETS",
     "CheckpointConfig",
+    "ColumnsConfig",
     "ComputeConfig",
     "Config",
     "ConfigError",
