@@ -11,6 +11,7 @@ from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
+from cir_jax.parity import command as parity_command
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.verl import command as verl_command
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     verl_command.add(commands)
+    parity_command.add(commands)
 
     tokenizer = commands.add_parser(
         "train-tokenizer",

@@ -26,7 +26,7 @@ ALLOWED = (
         "__init__": set(),
     }
     | dict.fromkeys(
-        ("aot", "arguments", "bench", "chat", "cli", "verl"),
+        ("aot", "arguments", "bench", "chat", "cli", "parity", "verl"),
         BASE
         | STAGES
         | {
