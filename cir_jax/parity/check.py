@@ -98,7 +98,7 @@ def _counted(name: str, batch: Golden) -> np.ndarray:
     axes = COMPARED[name].axes
     if axes == "BT":
         return batch.attended
-    if name in ("token_level_rewards",):
+    if name == "token_level_rewards":
         return batch.response(batch.attended)
     return batch.trained if axes == "BR" else np.ones(batch[name].shape, bool)
 
@@ -125,6 +125,8 @@ def _why_not(name: str, batch: Golden, weights: Weights | None) -> str:
         return "rl.importance_cap is not set"
     if name == "log_probs" and "old_log_probs" not in batch:
         return "needs old_log_probs"
+    if name == "old_log_probs" and weights is not None and "log_probs" in batch:
+        return "of other weights than log_probs, which are those of --model"
     if name == "ref_log_prob":
         return "needs --reference"
     if weights is None and (name in _BY_MODEL or (name == "loss" and rl.entropy_coef)):

@@ -33,7 +33,10 @@ def _add_export(verbs) -> None:
     export.add_argument("source", metavar="CONFIG|RUN", type=Path)
     export.add_argument("out", metavar="OUT.npz", type=Path)
     export.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="override of a config key"
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="override of a config key; right after OUT.npz",
     )
     export.add_argument(
         "--rollouts",
