@@ -11,7 +11,8 @@ from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
-from cir_jax.data import tasks
+from cir_jax.data import sources
+from cir_jax.parity import command as parity_command
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.verl import command as verl_command
 
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     verl_command.add(commands)
+    parity_command.add(commands)
 
     tokenizer = commands.add_parser(
         "train-tokenizer",
@@ -169,7 +171,7 @@ def _service_url(text: str) -> str:
 
 def _load(args: argparse.Namespace) -> Config:
     cfg = configs.load(args.config, args.overrides)
-    tasks.check_names(cfg.data.tasks)
+    sources.check(cfg.data)
     return cfg
 
 
@@ -190,7 +192,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     cfg = configs.override(configs.load_run(args.run_dir), args.overrides)
-    tasks.check_names(cfg.data.tasks)
+    sources.check(cfg.data)
     from cir_jax.train.display import Display
     from cir_jax.train.loop import evaluate_run
 

@@ -25,7 +25,10 @@ StopReason = Literal["eos", "response_length", "context", "row_time", "step_time
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One question with what is needed to grade an answer to it."""
+    """One question with what is needed to grade an answer to it.
+
+    context: messages before the question, as (role, content).
+    """
 
     problem_id: str
     task: str
@@ -34,6 +37,7 @@ class Problem:
     verifier: Literal["math", "gym"]
     needs_code: bool = False
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    context: tuple[tuple[str, str], ...] = ()
 
 
 def prompt_text(template: str, problem: Problem) -> str:

@@ -79,6 +79,7 @@ class Tokenizer:
         self.eos_id = self._hf.convert_tokens_to_ids(END_OF_TEXT)
         # What ends a response: an instruct model's own token is that of a turn's end.
         self.end_ids = tuple(sorted({self.eos_id, self._hf.eos_token_id}))
+        self._parts: dict[tuple[str, ...], list[list[int]]] = {}
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text in Unicode's form NFC, as Qwen2.5 has it; the names of special and
@@ -89,23 +90,43 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._hf.chat_template is not None
 
+    def chat_prompt(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Messages, as (role, content), in the chat template: ids up to where the answer begins.
+
+        If the first is not the system's, the template's own comes before it, if it has one.
+        Special tokens are the template's alone: contents are encoded as `encode` does.
+        Thinking is disabled in templates that know of it (Qwen3).
+        Raises ValueError if the template fails, or does not hold the messages as they are.
+        """
+        parts = self._chat_parts(tuple(role for role, _ in messages))
+        ids = list(parts[0])
+        for (_, content), part in zip(messages, parts[1:], strict=True):
+            ids += self.encode(content) + part
+        return ids
+
     def chat_turn(self, text: str, *, system: str | None = None, is_first: bool) -> list[int]:
         """A user's turn in the chat template: ids up to where the model's answer begins.
 
         The first turn of a conversation begins with the system's message, the given one or the
         template's own if it has one. Any other begins with what closes the answer before it.
-        Special tokens are the template's alone: `text` and `system` are encoded as `encode` does.
-        Thinking is disabled in templates that know of it (Qwen3).
-        Raises ValueError if the template fails, or does not hold the messages as they are.
+        Errors, special tokens and thinking as in `chat_prompt`.
         """
+        if is_first:
+            return self.chat_prompt([("system", system)] * bool(system) + [("user", text)])
+        closing, after = self._chat_parts(("user", "assistant", "user"))[2:]
+        return closing + self.encode(text) + after
+
+    def _chat_parts(self, roles: tuple[str, ...]) -> list[list[int]]:
+        """Ids of what the chat template writes before, between and after messages."""
+        if roles not in self._parts:
+            self._parts[roles] = self._render_parts(roles)
+        return self._parts[roles]
+
+    def _render_parts(self, roles: tuple[str, ...]) -> list[list[int]]:
         from jinja2 import TemplateError
 
-        turns = [("user", text)] if is_first else [("user", ""), ("assistant", ""), ("user", text)]
-        turns = ([("system", system)] if is_first and system else []) + turns
         # Stand-ins for the messages, of a private use area: the template's parts lie between.
-        messages = [
-            {"role": role, "content": f"\ue000{n}\ue001"} for n, (role, _) in enumerate(turns)
-        ]
+        messages = [{"role": role, "content": f"\ue000{n}\ue001"} for n, role in enumerate(roles)]
         try:
             rendered = self._hf.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
@@ -113,13 +134,9 @@ class Tokenizer:
         except TemplateError as error:
             raise ValueError(f"{self.directory}: its chat template fails: {error}") from error
         parts = re.split("\ue000([0-9]+)\ue001", rendered)
-        if parts[1::2] != [str(n) for n in range(len(turns))]:
+        if parts[1::2] != [str(n) for n in range(len(roles))]:
             raise ValueError(f"{self.directory}: its chat template leaves out or moves messages")
-        # Of a later turn, what follows the answer.
-        ids = []
-        for n, part in enumerate(parts if is_first else parts[4:]):
-            ids += self.encode(turns[int(part)][1]) if n % 2 else self._with_special(part)
-        return ids
+        return [self._with_special(part) for part in parts[::2]]
 
     def _with_special(self, text: str) -> list[int]:
         return self._hf.encode(text, add_special_tokens=False)

@@ -14,7 +14,7 @@ import pytest
 from cir_jax import config as configs
 from cir_jax import mesh as meshes
 from cir_jax.config import MeshConfig, ResultConfig
-from cir_jax.data import pipeline
+from cir_jax.data import pipeline, sources
 from cir_jax.models import hf
 from cir_jax.records import Author
 from cir_jax.rl.batch import Sequence1D, pack
@@ -76,7 +76,7 @@ def sandbox():
 
 @pytest.fixture(scope="module")
 def problems(cfg):
-    return pipeline.eval_problems(cfg.data.tasks, 10)
+    return pipeline.eval_problems(sources.of_tasks(cfg.data.tasks, "eval"), 10)
 
 
 def make_engine(cfg, tokenizer, sandbox, **rollout):
@@ -87,6 +87,7 @@ def make_engine(cfg, tokenizer, sandbox, **rollout):
         tokenizer,
         sandbox,
         template=cfg.data.template,
+        chat=cfg.data.chat,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
         dtype=cfg.compute.dtype,
         seed=0,
@@ -438,7 +439,7 @@ def test_nothing_recompiles_after_the_first_step(cfg, tokenizer, sandbox, params
     jitted = (decode.make_slots, decode.advance)
     sample(cfg, tokenizer, sandbox, params, problems)
     before = [f._cache_size() for f in jitted]
-    others = pipeline.eval_problems(cfg.data.tasks, 14)[3:]
+    others = pipeline.eval_problems(sources.of_tasks(cfg.data.tasks, "eval"), 14)[3:]
     sample(cfg, tokenizer, sandbox, params, others, max_calls=2, temperature=0.7)
     assert [f._cache_size() for f in jitted] == before
 

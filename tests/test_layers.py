@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cir_jax"
 
 BASE = {"config", "records", "metrics", "tokenizer", "mesh", "masked"}
-BASE |= {"workers", "channel", "prctl"}
+BASE |= {"workers", "channel", "prctl", "prompts"}
 STAGES = {"data", "models", "sandbox", "reward", "rl"}
 # Layer (a folder, or a file of the package's top) -> layers it may import, besides its own.
 ALLOWED = (
@@ -26,10 +26,21 @@ ALLOWED = (
         "__init__": set(),
     }
     | dict.fromkeys(
-        ("aot", "arguments", "bench", "chat", "cli", "verl"),
+        ("aot", "arguments", "bench", "chat", "cli", "parity", "verl"),
         BASE
         | STAGES
-        | {"rollout", "evals", "report", "train", "aot", "arguments", "bench", "chat", "verl"},
+        | {
+            "rollout",
+            "evals",
+            "report",
+            "train",
+            "aot",
+            "arguments",
+            "bench",
+            "chat",
+            "parity",
+            "verl",
+        },
     )
 )
 

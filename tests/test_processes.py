@@ -26,7 +26,7 @@ if count > 1:
 import time
 from cir_jax import config as configs, mesh as meshes
 from cir_jax.config import MeshConfig
-from cir_jax.data import pipeline
+from cir_jax.data import pipeline, sources
 from cir_jax.models import hf
 from cir_jax.rollout.engine import Engine
 from cir_jax.rollout.sampling import Sampling
@@ -42,6 +42,7 @@ with Sandbox(num_workers=1) as sandbox, jax.set_mesh(mesh):
         Tokenizer(configs.asset_dir(cfg.tokenizer)),
         sandbox,
         template=cfg.data.template,
+        chat=cfg.data.chat,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
         dtype="float32",
         seed=0,
@@ -53,7 +54,7 @@ with Sandbox(num_workers=1) as sandbox, jax.set_mesh(mesh):
     # An odd number of problems: one process has more to do than the other.
     groups, stats = engine.rollout(
         params,
-        pipeline.eval_problems(cfg.data.tasks, 11),
+        pipeline.eval_problems(sources.of_tasks(cfg.data.tasks, "eval"), 11),
         samples=2,
         max_calls=2,
         sampling=Sampling(1.0),

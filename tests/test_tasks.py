@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from cir_jax.config import ConfigError, ResultConfig, RolloutConfig
-from cir_jax.data import pipeline, tasks
+from cir_jax.data import pipeline, sources, tasks
 from cir_jax.data.demonstrations import demonstration, guess, programs
 from cir_jax.data.tasks import TASKS, number_words, problem, split_of
 from cir_jax.records import Author, ExecResult
@@ -44,7 +44,7 @@ def digest():
     """A hash over problems and demonstrations of every task, and over the pipeline's order."""
     parts = [problem(name, split, 3) for name in NAMES for split in SPLITS]
     parts += [demonstration(name, 3, text_share=0.5, failed_share=0.5) for name in NAMES]
-    dataset = pipeline.train_problems(NAMES, seed=1)
+    dataset = pipeline.train_problems(sources.of_tasks(NAMES, "rl"), seed=1)
     parts += [p.problem_id for p in pipeline.step_problems(dataset, 2, 20)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -153,23 +153,23 @@ def test_unknown_task_names_the_nearest():
 
 @pytest.mark.parametrize("names", [NAMES, ("sum",), ("bits", "sum", "times")])
 def test_train_problems_in_any_order(names):
-    dataset = pipeline.train_problems(names, seed=3)
+    dataset = pipeline.train_problems(sources.of_tasks(names, "rl"), seed=3)
     order = list(range(40)) + [10_000]
     in_order = {i: dataset[i] for i in order}
     random.Random(0).shuffle(order)
-    again = pipeline.train_problems(names, seed=3)
+    again = pipeline.train_problems(sources.of_tasks(names, "rl"), seed=3)
     assert all(again[i] == in_order[i] for i in order)
     assert all(split_of(p.question) == "rl" for p in in_order.values())
 
 
 def test_steps_are_slices():
-    dataset = pipeline.train_problems(NAMES, seed=0)
+    dataset = pipeline.train_problems(sources.of_tasks(NAMES, "rl"), seed=0)
     steps = [pipeline.step_problems(dataset, step, 6) for step in (0, 1, 2)]
     assert sum(steps, []) == [dataset[i] for i in range(18)]
 
 
 def test_tasks_take_turns():
-    dataset = pipeline.train_problems(NAMES, seed=0)
+    dataset = pipeline.train_problems(sources.of_tasks(NAMES, "rl"), seed=0)
     for start in (0, 900):
         assert {dataset[start + i].task for i in range(len(NAMES))} == set(NAMES)
 
@@ -177,16 +177,18 @@ def test_tasks_take_turns():
 def test_seeds_differ_and_no_draw_repeats():
     ids = [
         [dataset[i].problem_id for i in range(90)]
-        for dataset in (pipeline.train_problems(NAMES, seed) for seed in (0, 1))
+        for dataset in (
+            pipeline.train_problems(sources.of_tasks(NAMES, "rl"), seed) for seed in (0, 1)
+        )
     ]
     assert all(len(set(run)) == 90 for run in ids)
     assert not set(ids[0]) & set(ids[1])  # 10 draws of 2^20 per task: a common one is unlikely
 
 
 def test_eval_problems_are_fixed_and_held_out():
-    problems = pipeline.eval_problems(NAMES, 50)
-    assert problems == pipeline.eval_problems(NAMES, 50)
-    assert problems[:20] == pipeline.eval_problems(NAMES, 20)
+    problems = pipeline.eval_problems(sources.of_tasks(NAMES, "eval"), 50)
+    assert problems == pipeline.eval_problems(sources.of_tasks(NAMES, "eval"), 50)
+    assert problems[:20] == pipeline.eval_problems(sources.of_tasks(NAMES, "eval"), 20)
     assert {split_of(p.question) for p in problems} == {"eval"}
     counts = [sum(p.task == name for p in problems) for name in NAMES]
     assert max(counts) - min(counts) <= 1

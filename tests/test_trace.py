@@ -51,6 +51,7 @@ def engine(tokenizer):
         tokenizer,
         sandbox=None,  # no program runs
         template="{question}",
+        chat=False,
         max_prompt_tokens=PROMPT_TOKENS,
         dtype="float32",
         seed=0,

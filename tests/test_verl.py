@@ -94,6 +94,7 @@ ray job submit --no-wait -- python3 -m recipe.dapo.main_dapo \\
     actor_rollout_ref.rollout.top_k="-1" \\
     reward_model.reward_manager=dapo \\
     reward_model.overlong_buffer.enable=True reward_model.overlong_buffer.len=4096 \\
+    reward_model.overlong_buffer.penalty_factor=1.0 \\
     trainer.total_training_steps=200
 """
 
@@ -336,7 +337,11 @@ def line(translation, key):
         # veRL's own 1024 prompts a step, 256 an update: 4 updates a step.
         (ACTOR + "optim.lr_warmup_steps=10", "translated", {"rl.optim.warmup_steps": 40}),
         (ACTOR + "ppo_mini_batch_size=2048", "translated", {"rl.minibatch_prompts": 1024}),
-        (ROLLOUT + "num_llm_calls_available=1", "translated", {"rollout.boundary": "stop_word"}),
+        (
+            ROLLOUT + "num_llm_calls_available=1",
+            "translated",
+            {"rollout.boundary": "stop_word", "rollout.result.max_chars": 256},
+        ),
         ("trainer.experiment_name='a b/c'", "translated", {"name": "a-b-c"}),
         (ACTOR + "optim.warmup_style=cosine", "approximated", {"rl.optim.schedule": "cosine"}),
         ("data.truncation=left", "approximated", {}),
@@ -350,7 +355,14 @@ def line(translation, key):
         ("actor_rollout_ref.model.lora_rank=8", "honoured", {"model.lora.alpha": 16.0}),
         (ROLLOUT + "gpu_memory_utilization=0.5", "ignored", {}),
         ("+reward_model.reward_kwargs.overlong_buffer_cfg.len=9", "ignored", {}),
-        ("+reward_model.reward_kwargs.overlong_buffer_cfg.enable=True", "lacking", {}),
+        # veRL's manager "naive" has no such term.
+        ("+reward_model.reward_kwargs.overlong_buffer_cfg.enable=True", "ignored", {}),
+        ("algorithm.filter_groups.enable=False", "honoured", {"rollout.refill_rounds": 0}),
+        ("algorithm.filter_groups.metric=acc", "ignored", {}),
+        ("algorithm.lam=0.9", "ignored", {}),
+        (ACTOR + "shuffle=True", "approximated", {"rl.shuffle": True}),
+        ("trainer.critic_warmup=5", "ignored", {}),
+        ("algorithm.rollout_is=True", "ignored", {}),
         (ACTOR + "state_masking=False", "ignored", {}),
         ("trainer.logger=['console']", "ignored", {}),
         ("critic.optim.lr=1e-5", "ignored", {}),
@@ -359,8 +371,8 @@ def line(translation, key):
         (ACTOR + "entropy_coeff=0.001", "honoured", {"rl.entropy_coef": 0.001}),
         (ACTOR + "tis_imp_ratio_cap=2", "honoured", {"rl.importance_cap": 2.0}),
         ("algorithm.adv_estimator=grpo", "translated", {"rl.advantage": "grpo"}),
-        ("algorithm.adv_estimator=gae", "lacking", {}),
-        (ACTOR + "ppo_epochs=2", "lacking", {}),
+        ("algorithm.adv_estimator=gae", "translated", {"rl.advantage": "gae"}),
+        (ACTOR + "ppo_epochs=2", "honoured", {"rl.epochs": 2}),
         (ACTOR + "ppo_mini_batch_size=100", "lacking", {}),
         (ACTOR + "clip_ratio=0.1", "lacking", {}),
         (
@@ -461,10 +473,10 @@ def test_every_key_of_a_launch_is_in_the_report():
 
 
 def test_the_table_is_consistent():
-    launch = Launch({}, ("sum",), "")
+    launches = Launch({}, ("sum",), ""), Launch({}, (), "")
     for name, key in KEYS.items():
         assert key_of(name) is key
-        if key.always:
+        for launch in launches if key.always else ():
             outcome = key.rule(key.default, launch)
             assert outcome.text and "\n" not in outcome.text
     assert key_of("nowhere.at.all") is None
@@ -545,11 +557,12 @@ def test_a_model_directory_says_its_shape(tmp_path):
         assert (cfg.model.width, cfg.model.norm_eps) == (64, 1e-5)
 
 
-def written(translation, tmp_path):
-    """The config that is read from what is written."""
+def written(translation, tmp_path, weights=False):
+    """The config that is read from what is written; weights: any directory stands for them."""
     path = tmp_path / "out.toml"
     path.write_text(to_toml(translation, ["From a launch.", "", "  an entry " + "word " * 40]))
-    return configs.load(path)
+    given = [f"{key}={str(tmp_path)!r}" for key in ("tokenizer", "sft.weights") if weights]
+    return configs.load(path, given)
 
 
 def run(capsys, *argv):
@@ -605,34 +618,198 @@ def test_the_reference_launch_gives_the_papers_settings(tmp_path, capsys):
         assert f"\n{category} (" in "\n" + report
 
 
-def test_dapo_lacks_what_is_lacking(tmp_path, capsys, monkeypatch):
+def test_dapo_is_all_there(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     script = tmp_path / "dapo.sh"
     script.write_text(DAPO_SCRIPT)
-    code, stdout, report = run(capsys, script, "--tasks", "sum")
-    assert (code, stdout) == (2, "")
-    last = report.splitlines()[-1]
-    for entry in (
-        "algorithm.filter_groups.enable=True",
-        "algorithm.filter_groups.metric=acc",
-        "data.gen_batch_size=1536",
-        "reward_model.overlong_buffer.enable=True",
-        "reward_model.overlong_buffer.len=4096",
-    ):
-        assert entry in last
-    assert last.startswith("cir-jax: import-verl: 5 without a counterpart")
-    # The rest is there by force, and the file says what is not.
-    code, stdout, _ = run(capsys, script, "--tasks", "sum", "--force")
+    code, stdout, _ = run(capsys, script, "--tasks", "sum")
     assert code == 0
     tree = tomllib.loads(stdout)
-    assert tree["name"] == "dapo"
-    assert tree["model"] == {"preset": "Qwen2.5-32B"}
+    assert (tree["name"], tree["model"]) == ("dapo", {"preset": "Qwen2.5-32B"})
     # 512 / 32 updates a step, 10 steps.
     assert tree["rl"]["optim"]["warmup_steps"] == 160
     assert (tree["rl"]["dual_clip"], tree["rl"]["steps"]) == (10.0, 200)
     assert tree["rl"]["advantage"] == "grpo"
+    assert tree["reward"] == {"overlong_buffer": 4096, "overlong_factor": 1.0}
+    # No limit in the launch: ten rounds, as the recipe's own.
+    assert tree["rollout"]["refill_rounds"] == 9
+    limited = "algorithm.filter_groups.max_num_gen_batches=2"
+    _, stdout, _ = run(capsys, script, limited, "--tasks", "sum")
+    # Two batches of 3 x 512 problems are six of 512.
+    assert tomllib.loads(stdout)["rollout"]["refill_rounds"] == 5
+
+
+def test_what_is_lacking_is_left_out_by_force_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    script = tmp_path / "dapo.sh"
+    script.write_text(DAPO_SCRIPT.replace("reward_model.overlong_buffer.penalty_factor=1.0", ""))
+    lacking = ("algorithm.filter_groups.metric=length", "custom_reward_function.path=my.py")
+    code, stdout, report = run(capsys, script, *lacking, "--tasks", "sum")
+    assert (code, stdout) == (2, "")
+    last = report.splitlines()[-1]
+    for entry in (
+        "algorithm.filter_groups.enable=True: dynamic sampling by length",
+        "reward_model.overlong_buffer.enable=True: overlong shaping without",
+        "custom_reward_function.path=my.py",
+    ):
+        assert entry in last
+    assert last.startswith("cir-jax: import-verl: 3 without a counterpart")
+    # The rest is there by force, and the file says what is not.
+    code, stdout, _ = run(capsys, script, *lacking, "--tasks", "sum", "--force")
+    assert code == 0 and "reward" not in tomllib.loads(stdout)
     assert "# Left out, although it changes the result:" in stdout
     assert "algorithm.filter_groups.enable=True" in stdout
+
+
+PPO = (
+    "algorithm.adv_estimator=gae",
+    "algorithm.gamma=0.99",
+    "algorithm.lam=0.95",
+    "critic.optim.lr=2e-5",
+    "critic.optim.lr_warmup_steps_ratio=0.1",
+    "critic.optim.betas=[0.9,0.99]",
+    "critic.cliprange_value=0.2",
+    "critic.grad_clip=0.5",
+    "critic.model.path=Qwen/Qwen3-8B",
+    "critic.model.enable_gradient_checkpointing=True",
+    "critic.ppo_micro_batch_size_per_gpu=4",
+    ACTOR + "ppo_epochs=2",
+    "critic.ppo_epochs=${actor_rollout_ref.actor.ppo_epochs}",
+)
+
+
+def test_a_critics_keys(tmp_path):
+    translation = translated(*PPO)
+    assert not translation.lines("lacking", "unknown")
+    cfg = written(translation, tmp_path, weights=True)
+    rl = cfg.rl
+    assert (rl.advantage, rl.gamma, rl.critic.lam, rl.critic.clip) == ("gae", 0.99, 0.95, 0.2)
+    assert (rl.epochs, rl.critic.optim.learning_rate, rl.critic.optim.clip_norm) == (2, 2e-5, 0.5)
+    # A tenth of 100 steps, of 1024 / 256 updates in each of 2 passes.
+    assert (rl.critic.optim.beta2, rl.critic.optim.warmup_steps) == (0.99, 80)
+    # Without a critic they are of none.
+    without = translated(*PPO[1:])
+    assert {entry.key for entry in without.lines("ignored")} >= {
+        "algorithm.lam",
+        "critic.optim.lr",
+        "critic.cliprange_value",
+    }
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "critic.ppo_epochs=1",
+        "critic.ppo_mini_batch_size=64",
+        "critic.model.path=other",
+        "critic.model.lora_rank=8",
+        "critic.loss_agg_mode=seq-mean-token-sum",
+        "critic.nothing_known=1",
+        "trainer.critic_warmup=10",
+    ],
+)
+def test_a_critic_that_is_none_of_ours(override):
+    translation = translated(*PPO, override)
+    assert [entry.key for entry in translation.lines("lacking")] == [override.partition("=")[0]]
+
+
+@pytest.mark.parametrize(
+    "overrides, category, cap",
+    [
+        (["algorithm.rollout_is=True", "algorithm.rollout_is_threshold=2"], "approximated", 2.0),
+        (
+            [
+                "algorithm.rollout_is=True",
+                "algorithm.rollout_is_threshold=2",
+                "algorithm.rollout_is_veto_threshold=null",
+            ],
+            "translated",
+            2.0,
+        ),
+        (
+            [
+                "algorithm.rollout_is=True",
+                "algorithm.rollout_is_threshold=2",
+                "algorithm.rollout_is_level=sequence",
+            ],
+            "lacking",
+            None,
+        ),
+        # Weights are computed for metrics alone.
+        (["algorithm.rollout_is=False", "algorithm.rollout_is_threshold=2"], "honoured", None),
+        (["algorithm.rollout_correction.rollout_is=token"], "translated", 2.0),
+        (["algorithm.rollout_correction.rollout_is=sequence"], "lacking", None),
+    ],
+)
+def test_correction_between_sampler_and_trainer(overrides, category, cap):
+    translation = translated(*overrides)
+    assert line(translation, overrides[0].partition("=")[0]).outcome.category == category
+    assert translation.settings.get("rl.importance_cap", (None,))[0] == cap
+
+
+def of_files(*overrides):
+    command = shell.Command("main_ppo", (*BASE, *overrides))
+    return translate(command, name="run")
+
+
+def test_a_launchs_files_are_read(tmp_path):
+    files = ("data.train_files=['/d/a.parquet','~/b.parquet']", "data.val_files=/d/c.jsonl")
+    translation = of_files(*files, "data.prompt_key=messages", "data.reward_fn_key=ability")
+    cfg = written(translation, tmp_path, weights=True)
+    assert cfg.data.files == ("/d/a.parquet", os.path.expanduser("~/b.parquet"))
+    assert (cfg.data.eval_files, cfg.data.tasks) == (("/d/c.jsonl",), ())
+    assert (cfg.data.chat, cfg.data.template) == (True, "{question}")
+    assert (cfg.data.columns.prompt, cfg.data.columns.source) == ("messages", "ability")
+    # veRL's own: an error; ours are left out.
+    assert "left out and counted" in line(translation, "data.truncation").outcome.text
+    filtered = of_files(*files, "data.filter_overlong_prompts=True")
+    assert line(filtered, "data.filter_overlong_prompts").outcome.category == "honoured"
+    # Qwen3 thinks unless it is told not to.
+    assert "thinking" in line(translation, "data.train_files").outcome.text
+    silent = of_files(*files, "+data.apply_chat_template_kwargs.enable_thinking=False")
+    assert line(silent, "data.train_files").outcome.category == "translated"
+    raw = of_files(*files, ROLLOUT + "generate_method=CIR", ROLLOUT + "max_call_time=2")
+    assert setting(raw, "data.chat") is False
+    own = of_files()
+    assert setting(own, "data.files") == (os.path.expanduser("~/data/rlhf/gsm8k/train.parquet"),)
+
+
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("data.train_files=", "--tasks"),
+        ("data.val_files=null", "--tasks"),
+        ("data.train_files=a.csv", ".parquet or .jsonl"),
+        ("data.train_max_samples=10", "-1"),
+        ("data.apply_chat_template_kwargs.enable_thinking=True", "thinking"),
+    ],
+)
+def test_files_that_are_not_read(override, part):
+    (found,) = of_files(override).lines("lacking")
+    assert str(found).startswith(override) and part in str(found)
+
+
+def test_a_file_whose_name_is_not_known():
+    script = launched(*BASE, "data.train_files=$DATA/train.parquet")
+    translation = translate(shell.training_command(script), name="run")
+    (found,) = translation.lines("lacking")
+    assert found.key == "data.train_files" and "--var" in found.outcome.text
+
+
+def test_epochs_of_files_are_steps(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "?"}\n' * 100)
+    command = shell.Command(
+        "main_ppo",
+        (
+            *BASE[:2],
+            f"data.train_files={path}",
+            "data.train_batch_size=32",
+            "trainer.total_epochs=4",
+        ),
+    )
+    # 100 rows make 3 whole batches of 32.
+    assert setting(translate(command, name="run"), "rl.steps") == 12
 
 
 def test_torl_is_grpo_with_one_update_a_step(tmp_path, capsys):
@@ -644,6 +821,7 @@ def test_torl_is_grpo_with_one_update_a_step(tmp_path, capsys):
     # One on-policy update a step: the mini-batch is larger than the batch.
     assert (code, tree["rl"]["minibatch_prompts"], tree["rl"]["advantage"]) == (0, 128, "grpo")
     assert (tree["rollout"]["boundary"], tree["rollout"]["max_calls"]) == ("stop_word", 1)
+    assert tree["rollout"]["result"] == {"max_chars": 256}
     assert (tree["rollout"]["max_context"], tree["rl"]["clip_high"]) == (3472, 0.2)
 
 
@@ -673,9 +851,9 @@ def test_arguments_and_variables_of_a_script(tmp_path, capsys):
     "argv, part",
     [
         (["nowhere.sh"], "nowhere.sh"),
-        ([*BASE], "data.train_files=~/data/rlhf/gsm8k/train.parquet"),
+        ([*BASE, "data.train_files="], "data.train_files=: names no file"),
         ([*BASE, "--tasks", "summ"], "summ"),
-        ([*BASE, "--force"], "data.tasks"),
+        ([*BASE, "data.train_files=", "--force"], "data.tasks"),
         ([*BASE, ACTOR[:-1], "--tasks", "sum"], ACTOR[:-1]),
         ([*BASE, ROLLOUT + "top_p=2", "--tasks", "sum"], "rollout.top_p=2.0"),
     ],

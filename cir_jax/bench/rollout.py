@@ -127,6 +127,7 @@ def bench_rollout(
             tokenizer,
             None,
             template="{question}",
+            chat=False,
             max_prompt_tokens=PROMPT_TOKENS + trace.max_response,
             dtype=dtype,
             seed=seed,

@@ -221,6 +221,7 @@ def open_conversation(
             tokenizer,
             programs,
             template=prompts.template,
+            chat=prompts.chat,
             max_prompt_tokens=context,
             dtype=_given(options.dtype, source.dtype),
             seed=options.seed,
@@ -256,7 +257,7 @@ def _tokenizer(options: Options, source: Source) -> Tokenizer:
 
 def _prompts(options: Options, source: Source, tokenizer: Tokenizer) -> Prompts:
     chat = source.may_chat and tokenizer.has_chat_template and not options.raw
-    template = _given(options.template, "{question}" if chat else source.template)
+    template = _given(options.template, source.chat_template if chat else source.template)
     if "{question}" not in template:
         raise ConfigError(f"--template {template!r}: must contain {{question}}")
     if options.system is not None and not chat:

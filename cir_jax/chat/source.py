@@ -32,12 +32,13 @@ class Source:
     dtype: str
     tokenizer: Path
     template: str
+    chat_template: str
     may_chat: bool
     load: Callable[[Mesh], qwen.Params]
 
 
 def find_source(name: str) -> Source:
-    """A run's is used as its evaluation does, raw prompts included.
+    """A run's is used as its evaluation does, its kind of prompts included.
 
     Raises ConfigError if there is no such directory or nothing in it, ValueError if its files
     are damaged.
@@ -55,6 +56,7 @@ def find_source(name: str) -> Source:
             dtype="float32",
             tokenizer=path,
             template=DataConfig.model_fields["template"].default,
+            chat_template="{question}",
             may_chat=True,
             load=lambda mesh: hf.load(path, model, mesh),
         )
@@ -69,6 +71,7 @@ def find_source(name: str) -> Source:
         dtype=cfg.compute.dtype,
         tokenizer=configs.asset_dir(cfg.tokenizer),
         template=cfg.data.template,
-        may_chat=False,
+        chat_template=cfg.data.template,
+        may_chat=cfg.data.chat,
         load=lambda mesh: newest_params(cfg, path, mesh),
     )

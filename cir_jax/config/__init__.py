@@ -25,6 +25,7 @@ from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnCon
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
     CheckpointConfig,
+    ColumnsConfig,
     Config,
     CriticConfig,
     DataConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "CONFIG_FILE",
     "PRESETS",
     "CheckpointConfig",
+    "ColumnsConfig",
     "ComputeConfig",
     "Config",
     "ConfigError",

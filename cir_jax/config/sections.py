@@ -22,15 +22,51 @@ class MeshConfig(Section):
     """Devices that share heads, MLP and vocabulary."""
 
 
+class ColumnsConfig(Section):
+    """Columns of files; a.b is field b of column a. The defaults are veRL's."""
+
+    prompt: str = "prompt"
+    """The question as text, or messages, {role, content} each, of which the last is the
+    question."""
+    answer: str = "reward_model.ground_truth"
+    """The answer that the grader compares with, text or a number."""
+    source: str = "data_source"
+    """Name that accuracies are reported by; files without the column: their own name."""
+
+
 class DataConfig(Section):
     """Problems and prompts."""
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Task kinds drawn with equal weight; names from cir_jax/data/tasks.py."""
+    tasks: tuple[str, ...] = ()
+    """Task kinds drawn with equal weight; names from cir_jax/data/tasks.py. In their place: files.
+    """
+    files: tuple[str, ...] = ()
+    """Problems to train on, .parquet (veRL's as they are) or .jsonl, each equally often."""
+    eval_files: tuple[str, ...] = ()
+    """Held-out problems, with files; from all in turn."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Columns of the files."""
+    eval_columns: ColumnsConfig | None = None
+    """Columns of the held-out files; null (leave out) = columns."""
     template: str = "{question}\n"
-    """Prompt text; {question} is replaced. Raw text, no chat template (CIR, Math base model)."""
+    """Text of the prompt; {question} is replaced."""
+    chat: bool = False
+    """Put it, as the user's message, into the tokenizer's chat template, thinking disabled, after
+    what other messages the problem has; else it is raw text (CIR: Qwen3 chat, Math base raw)."""
     max_prompt_tokens: PositiveInt = 1024
-    """Longer prompts are an error, never cut, tokens (CIR: 1024)."""
+    """Longer prompts are never cut, tokens: those of files are left out and counted, others are an
+    error (CIR: 1024)."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if self.tasks and self.files:
+            raise ValueError(f"files={list(self.files)}: tasks must be left out then")
+        if not self.tasks and not self.files:
+            raise ValueError("tasks=[]: must have at least one entry, unless there are files")
+        if bool(self.files) != bool(self.eval_files):
+            missing, other = ("eval_files", "files") if self.files else ("files", "eval_files")
+            raise ValueError(f"{missing}=[]: must have at least one entry, as {other} has")
+        return self
 
     @pydantic.field_validator("template")
     @classmethod
@@ -395,6 +431,11 @@ class Config(Section):
             raise ValueError(
                 f"rl.minibatch_prompts={self.rl.minibatch_prompts}: must divide "
                 f"rollout.prompts_per_step={self.rollout.prompts_per_step}"
+            )
+        if self.sft.steps and not self.sft.weights and not self.data.tasks:
+            raise ValueError(
+                f"sft.steps={self.sft.steps}: demonstrations are of data.tasks, of which there "
+                "are none; sft.weights says what to start from instead"
             )
         return self
 

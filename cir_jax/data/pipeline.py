@@ -5,32 +5,33 @@ from collections.abc import Sequence
 
 import grain
 
-from cir_jax.data import tasks
+from cir_jax.data.sources import Source
 from cir_jax.records import Problem
 
-# Draws per task and seed; far more than any run takes.
-_DRAWS = 2**20
 
+def train_problems(sources: Sequence[Source], seed: int) -> grain.MapDataset:
+    """The sources in turn, each in a seeded order, another one whenever it begins anew.
 
-def train_problems(task_names: Sequence[str], seed: int) -> grain.MapDataset:
-    """Problems of the rl split, the tasks in turn, each task's draws in a seeded order.
-
-    Element i is a function of (tasks, seed, i): a step's problems are a slice.
+    Element i is a function of (sources, seed, i), for any i: a step's problems are a slice.
     """
 
-    def one_task(name: str) -> grain.MapDataset:
-        order_seed = zlib.crc32(f"{name}:{seed}".encode())
-        draws = grain.MapDataset.range(_DRAWS).shuffle(seed=order_seed)
-        return draws.map(lambda i: tasks.problem(name, "rl", int(i)))
+    def one(source: Source) -> grain.MapDataset:
+        order_seed = zlib.crc32(f"{source.name}:{seed}".encode())
+        draws = grain.MapDataset.range(len(source)).shuffle(seed=order_seed)
+        return draws.map(lambda i: source[int(i)])
 
-    return grain.MapDataset.mix([one_task(name) for name in task_names])
+    return grain.MapDataset.mix([one(source) for source in sources])
 
 
 def step_problems(dataset: grain.MapDataset, step: int, count: int) -> list[Problem]:
     return [dataset[i] for i in range(step * count, (step + 1) * count)]
 
 
-def eval_problems(task_names: Sequence[str], count: int) -> list[Problem]:
-    """Held-out problems, the same for every seed, the tasks in turn."""
-    n = len(task_names)
-    return [tasks.problem(task_names[i % n], "eval", i // n) for i in range(count)]
+def eval_problems(sources: Sequence[Source], count: int) -> list[Problem]:
+    """The sources' first problems in turn, the same for every seed; fewer if there are no more."""
+    problems: list[Problem] = []
+    for i in range(max(map(len, sources))):
+        problems += [source[i] for source in sources if i < len(source)]
+        if len(problems) >= count:
+            break
+    return problems[:count]

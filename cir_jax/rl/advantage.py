@@ -115,6 +115,9 @@ ADVANTAGES: dict[str, Callable[[Rollouts], Float[Array, "P G T"]]] = {
     "gae": gae,
 }
 
+# Those that compare the samples of a problem: with others, P and G may be any whose product is B.
+GROUPED = ("reinforce_pp_baseline", "grpo", "dr_grpo", "rloo")
+
 
 def _outcome(of: Rollouts) -> Float[Array, "P G"]:
     return jnp.sum(of.rewards, axis=2)

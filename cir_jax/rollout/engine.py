@@ -10,7 +10,8 @@ import numpy as np
 
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
-from cir_jax.records import Author, ExecResult, Problem, StopReason, Trajectory, prompt_text
+from cir_jax.prompts import prompt_ids
+from cir_jax.records import Author, ExecResult, Problem, StopReason, Trajectory
 from cir_jax.rollout import fence
 from cir_jax.rollout.playback import Playback, at_once
 from cir_jax.rollout.rows import Row
@@ -32,6 +33,7 @@ class Engine:
         sandbox: Submitter | None,
         *,
         template: str,
+        chat: bool,
         max_prompt_tokens: int,
         dtype: str,
         seed: int,
@@ -49,7 +51,7 @@ class Engine:
         self.seed = seed
         self._boundary = fence.BOUNDARIES[cfg.boundary]
         self._table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size, self._boundary))
-        self._template = template
+        self._template, self._chat = template, chat
         self._cast = jax.jit(lambda params: qwen.for_decoding(params, model, dtype)[0])
 
     def rollout(
@@ -151,6 +153,13 @@ class Engine:
 
             return Schedule(self._setting(params, submit), rows).run()
 
+    def fits(self, problem: Problem) -> bool:
+        """Whether the prompt is short enough. Raises ValueError if it cannot be one."""
+        return len(self._ids(problem)) <= min(self.max_prompt_tokens, self._context - 1)
+
+    def _ids(self, problem: Problem) -> list[int]:
+        return prompt_ids(problem, self.tokenizer, self._template, self._chat)
+
     @property
     def max_length(self) -> int:
         """Tokens of the longest possible row."""
@@ -181,9 +190,7 @@ class Engine:
 
     def prompt_ids(self, problem: Problem, given: list[int] | None = None) -> list[int]:
         """The given ids, or those of the template; ValueError if they are too many."""
-        ids = given
-        if ids is None:
-            ids = self.tokenizer.encode(prompt_text(self._template, problem))
+        ids = self._ids(problem) if given is None else given
         if len(ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens={self.max_prompt_tokens}: the prompt of problem "

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -17,11 +18,11 @@ from cir_jax import config as configs
 from cir_jax import mesh as meshes
 from cir_jax import metrics
 from cir_jax.config import Config, ConfigError
-from cir_jax.data import pipeline
+from cir_jax.data import pipeline, sources
 from cir_jax.evals.codestats import code_stats
 from cir_jax.evals.suite import Evaluation, evaluate
 from cir_jax.models import hf, qwen
-from cir_jax.records import Score, Trajectory
+from cir_jax.records import Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
 from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
@@ -104,6 +105,11 @@ class Run:
         if self.stop:
             raise Interrupted
 
+    @functools.cached_property
+    def eval_problems(self) -> list[Problem]:
+        found = sources.eval_sources(self.cfg.data, self.engine.fits, self.display.note)
+        return pipeline.eval_problems(found, self.cfg.eval.num_problems)
+
     def evaluate(self, params: qwen.Params) -> Evaluation:
         """One greedy response to each held-out problem."""
         return evaluate(
@@ -111,7 +117,7 @@ class Run:
             self.grader,
             self.tokenizer,
             params,
-            pipeline.eval_problems(self.cfg.data.tasks, self.cfg.eval.num_problems),
+            self.eval_problems,
             max_calls=configs.eval_max_calls(self.cfg),
         )
 
@@ -152,6 +158,7 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
             tokenizer,
             sandbox,
             template=cfg.data.template,
+            chat=cfg.data.chat,
             max_prompt_tokens=cfg.data.max_prompt_tokens,
             dtype=cfg.compute.dtype,
             seed=cfg.seed,
@@ -267,7 +274,8 @@ def reinforce(
 ) -> TrainState:
     """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
     cfg = run.cfg
-    problems = pipeline.train_problems(cfg.data.tasks, cfg.seed)
+    found = sources.train_sources(cfg.data, run.engine.fits, run.display.note)
+    problems = pipeline.train_problems(found, cfg.seed)
     learner = Learner(cfg, run.mesh, reference)
     run.display.begin("RL", cfg.rl.steps, first_step)
     for step in range(first_step, cfg.rl.steps):

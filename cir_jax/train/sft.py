@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cir_jax.config import Config, RolloutConfig
+from cir_jax.config import Config, ConfigError, RolloutConfig
 from cir_jax.data.demonstrations import Demonstration, demonstration
+from cir_jax.prompts import prompt_ids
 from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
 from cir_jax.rollout.fence import BOUNDARIES
@@ -24,7 +25,8 @@ _STEPS_AHEAD = 4
 def segments(
     demo: Demonstration, results: Sequence[ExecResult], template: str, cfg: RolloutConfig
 ) -> list[tuple[Author, str]]:
-    """The trajectory's stretches of text by author, as a rollout would have written them."""
+    """The trajectory's stretches of text by author, as a rollout would have written them; a chat
+    template is not in it."""
     boundary = BOUNDARIES[cfg.boundary]
     out = [(Author.PROMPT, prompt_text(template, demo.problem))]
     text = ""
@@ -37,10 +39,15 @@ def segments(
     return out
 
 
-def tokenize(parts: Sequence[tuple[Author, str]], tokenizer: Tokenizer) -> Sequence1D:
-    """Each stretch encoded apart, so that masks follow authors by construction."""
-    ids: list[int] = []
-    author: list[int] = []
+def tokenize(
+    prompt: Sequence[int], parts: Sequence[tuple[Author, str]], tokenizer: Tokenizer
+) -> Sequence1D:
+    """Each stretch encoded apart, so that masks follow authors by construction.
+
+    prompt: ids of what comes before them.
+    """
+    ids = list(prompt)
+    author: list[int] = [Author.PROMPT] * len(ids)
     for who, text in parts:
         new = tokenizer.encode(text.removesuffix(END_OF_TEXT))
         if text.endswith(END_OF_TEXT):
@@ -96,13 +103,20 @@ class SFTData:
         if index not in self._sequences:
             demo, futures = self._started.pop(index)
             results = [future.result() for future in futures]
-            parts = segments(demo, results, self._cfg.data.template, self._cfg.rollout)
-            self._sequences[index] = tokenize(parts, self._tokenizer)
+            data = self._cfg.data
+            prompt = prompt_ids(demo.problem, self._tokenizer, data.template, data.chat)
+            _, *parts = segments(demo, results, data.template, self._cfg.rollout)
+            self._sequences[index] = tokenize(prompt, parts, self._tokenizer)
         return self._sequences[index]
 
 
 def train_tokenizer(cfg: Config, directory: Path) -> None:
-    """Trains the small tokenizer on all texts of the config's demonstrations."""
+    """Trains the small tokenizer on all texts of the config's demonstrations.
+
+    Raises ConfigError if there are none.
+    """
+    if not cfg.data.tasks:
+        raise ConfigError("data.tasks=[]: must have at least one entry, to be demonstrated")
     with open_sandbox(cfg.sandbox) as sandbox:
         demos = [_demonstration(cfg, i) for i in range(cfg.sft.num_trajectories)]
         futures = [[sandbox.submit(code) for code in demo.programs] for demo in demos]

@@ -8,12 +8,15 @@ would change the result is `lacking`, unless it has the value at which it does n
 
 import dataclasses
 import fnmatch
+import math
+import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from cir_jax.config import PRESETS, asset_dir
+from cir_jax.data.files import num_rows, suffix_problem
 
 Category = Literal["honoured", "translated", "approximated", "ignored", "lacking", "unknown"]
 
@@ -23,6 +26,7 @@ ESTIMATORS = {
     "reinforce_plus_plus": "reinforce_pp",
     "grpo": "grpo",
     "rloo": "rloo",
+    "gae": "gae",
 }
 AGGREGATIONS = {
     "token-mean": "token_mean",
@@ -63,7 +67,7 @@ class Outcome:
 class Launch:
     """The values of a launch: its own, else veRL's.
 
-    tasks: of the config, in the place of parquet files. weights: directory that import-hf has
+    tasks: of the config, in the place of the launch's files. weights: directory that import-hf has
       written, or "".
     """
 
@@ -82,7 +86,14 @@ class Launch:
     def updates(self) -> int:
         """Optimizer updates per step."""
         prompts, minibatch = self["data.train_batch_size"], self[_ACTOR + "ppo_mini_batch_size"]
-        return max(1, whole(prompts) // max(1, whole(minibatch)))
+        epochs = whole(self[_ACTOR + "ppo_epochs"])
+        return epochs * max(1, whole(prompts) // max(1, whole(minibatch)))
+
+    def files(self, key: str) -> tuple[str, ...]:
+        """The paths of a key; none where it is blank."""
+        value = self[key]
+        paths = value if isinstance(value, list) else [value]
+        return tuple(os.path.expanduser(path) for path in paths if path)
 
 
 # Raises ValueError or TypeError if the value is none that the key can have.
@@ -151,14 +162,31 @@ def where(other: str, values: tuple[Any, ...], rule: Rule) -> Rule:
     return checked
 
 
+def of_critic(rule: Rule) -> Rule:
+    return where(_ESTIMATOR, ("gae",), rule)
+
+
+def as_actor(key: str, effect: str) -> Rule:
+    """Of a critic's key that has to say what the actor's says."""
+    return of_critic(lambda value, launch: only(launch[_ACTOR + key], effect=effect)(value, launch))
+
+
 def _estimator(value: Any, launch: Launch) -> Outcome:
-    if value in ESTIMATORS:
-        by_std = launch["algorithm.norm_adv_by_std_in_grpo"]
-        ours = "dr_grpo" if value == "grpo" and not by_std else ESTIMATORS[value]
-        text = "advantage estimator, under our name"
-        return Outcome("translated", text, {"rl.advantage": ours})
-    there = ", ".join(ESTIMATORS)
-    return Outcome("lacking", f"advantage estimator; here: {there}")
+    if value not in ESTIMATORS:
+        return Outcome("lacking", f"advantage estimator; here: {', '.join(ESTIMATORS)}")
+    by_std = launch["algorithm.norm_adv_by_std_in_grpo"]
+    ours = "dr_grpo" if value == "grpo" and not by_std else ESTIMATORS[value]
+    settings = {"rl.advantage": ours}
+    if value == "reinforce_plus_plus" and launch.calls():
+        text = (
+            "returns reach what was written before a tool's output; veRL's begin anew there, so "
+            "that it has no part in the outcome"
+        )
+        return Outcome("approximated", text, settings)
+    text = "advantage estimator, under our name"
+    if value == "gae":
+        text = "PPO with a critic, a model like the policy that begins with its weights"
+    return Outcome("translated", text, settings)
 
 
 def _minibatch(value: Any, launch: Launch) -> Outcome:
@@ -231,41 +259,147 @@ def _kl(value: Any, launch: Launch, place: str, coefficient: str, estimator: str
     return Outcome("translated", f"KL in the {place}: rl.kl_coef", settings)
 
 
-def _warmup(value: Any, launch: Launch) -> Outcome:
-    ratio = number(launch[_ACTOR + "optim.lr_warmup_steps_ratio"])
-    steps = whole(-1 if value is None else value)
-    if steps < 0:
-        total = launch["trainer.total_training_steps"]
-        if ratio and total is None:
-            text = f"lr_warmup_steps_ratio={ratio:g} is of trainer.total_training_steps: say that"
+def _warmup(section: str, ours: str) -> Rule:
+    """Of veRL's section with a table `optim`, as ours."""
+
+    def rule(value: Any, launch: Launch) -> Outcome:
+        ratio = number(launch[section + "optim.lr_warmup_steps_ratio"])
+        steps = whole(-1 if value is None else value)
+        if steps < 0:
+            total = launch["trainer.total_training_steps"]
+            if ratio and total is None:
+                text = (
+                    f"lr_warmup_steps_ratio={ratio:g} is of trainer.total_training_steps: say that"
+                )
+                return Outcome("lacking", text)
+            steps = int(ratio * (total or 0))
+        text = "no warm-up"
+        if steps:
+            text = (
+                f"warm-up over {steps} steps of {launch.updates()} updates; it rises with each "
+                "update, veRL's with each step"
+            )
+        return Outcome("translated", text, {f"{ours}.warmup_steps": steps * launch.updates()})
+
+    return rule
+
+
+def _schedule(section: str, ours: str) -> Rule:
+    def rule(value: Any, launch: Launch) -> Outcome:
+        if value is None:
+            return Outcome("ignored", "lr_scheduler_type says it")
+        settings = {f"{ours}.schedule": value}
+        if value == "constant":
+            return Outcome("honoured", "learning rate after the warm-up", settings)
+        if value == "cosine":
+            least = launch[section + "optim.min_lr_ratio"] or 0
+            if least == 0.1:
+                return Outcome("honoured", "cosine to a tenth of the peak", settings)
+            text = f"cosine to a tenth of the peak, veRL's to {least:g} of it"
+            return Outcome("approximated", text, settings)
+        return Outcome("lacking", "learning rate's schedule; here: constant, cosine")
+
+    return rule
+
+
+def _betas(ours: str) -> Rule:
+    def rule(value: Any, _: Launch) -> Outcome:
+        beta1, beta2 = value
+        settings = {f"{ours}.beta1": number(beta1), f"{ours}.beta2": number(beta2)}
+        return Outcome("honoured", "decay of Adam's moments", settings)
+
+    return rule
+
+
+def _passes(value: Any, launch: Launch) -> Outcome:
+    if whole(value) < 1:
+        raise ValueError("must be at least 1")
+    return Outcome("honoured", "passes over a step's rows", {"rl.epochs": value})
+
+
+def _shuffle(value: Any, launch: Launch) -> Outcome:
+    if not value:
+        return Outcome("honoured", "a step's rows in order", {"rl.shuffle": False})
+    text = (
+        "each pass draws whole groups at random; veRL's Megatron actor draws rows, and its FSDP "
+        "one none"
+    )
+    return Outcome("approximated", text, {"rl.shuffle": True})
+
+
+def _importance(value: Any, launch: Launch) -> Outcome:
+    """Weights of algorithm.rollout_is, a boolean, or of rollout_correction's, a level."""
+    if not value:
+        return Outcome("honoured", "no correction between sampler and trainer")
+    if isinstance(value, str):
+        level, mode, veto = value, "truncate", None
+        threshold = launch[_CORRECTION + "rollout_is_threshold"]
+    else:
+        names = ("threshold", "level", "mode", "veto_threshold")
+        threshold, level, mode, veto = (launch["algorithm.rollout_is_" + name] for name in names)
+    if threshold is None:
+        return Outcome("ignored", "no correction while rollout_is_threshold=null")
+    if level != "token" or mode != "truncate":
+        text = f"correction of level {level} and mode {mode}; here: token, truncate"
+        return Outcome("lacking", text)
+    settings = {"rl.importance_cap": number(threshold)}
+    if veto is None:
+        return Outcome("translated", "truncated correction between sampler and trainer", settings)
+    text = (
+        f"truncated correction; a row with a token that the trainer finds less than {veto:g} times "
+        "as likely as the sampler does stays, veRL leaves it out"
+    )
+    return Outcome("approximated", text, settings)
+
+
+def _filter_groups(value: Any, launch: Launch) -> Outcome:
+    if not value:
+        return Outcome("honoured", "no dynamic sampling", {"rollout.refill_rounds": 0})
+    metric = launch["algorithm.filter_groups.metric"]
+    if metric not in ("acc", "score", "seq_reward", "seq_final_reward"):
+        return Outcome("lacking", f"dynamic sampling by {metric}; here: by the reward")
+    prompts = whole(launch["data.train_batch_size"])
+    drawn = whole(launch["data.gen_batch_size"] or prompts)
+    batches = whole(launch["algorithm.filter_groups.max_num_gen_batches"] or 0)
+    rounds = math.ceil(batches * drawn / prompts) if batches > 0 else _DAPO_ROUNDS
+    text = (
+        f"dynamic sampling in at most {rounds} rounds of {prompts} problems, by the whole reward; "
+        "where too few groups differ, equal ones fill the batch, where veRL stops or goes on"
+    )
+    return Outcome("approximated", text, {"rollout.refill_rounds": rounds - 1})
+
+
+def _overlong(section: str) -> Rule:
+    """Of the section's `enable`."""
+
+    def rule(value: Any, launch: Launch) -> Outcome:
+        if not value:
+            return Outcome("honoured", "no overlong shaping")
+        manager = launch["reward_model.reward_manager"]
+        if manager != "dapo":
+            return Outcome("ignored", f"no effect while reward_manager={manager}")
+        size, factor = launch[section + "len"], launch[section + "penalty_factor"]
+        if not size or not factor:
+            return Outcome("lacking", "overlong shaping without len and penalty_factor: say both")
+        longest = launch["data.max_response_length"]
+        if launch[_MAX_RESPONSE] not in (None, longest):
+            text = f"overlong shaping up to other lengths than data.max_response_length={longest}"
             return Outcome("lacking", text)
-        steps = int(ratio * (total or 0))
-    text = "no warm-up"
-    if steps:
-        text = (
-            f"warm-up over {steps} steps of {launch.updates()} updates; it rises with each "
-            "update, veRL's with each step"
-        )
-    return Outcome("translated", text, {"rl.optim.warmup_steps": steps * launch.updates()})
+        settings = {
+            "reward.overlong_buffer": whole(int(size)),
+            "reward.overlong_factor": number(factor),
+        }
+        return Outcome("translated", "overlong shaping, of model and tool tokens", settings)
+
+    return rule
 
 
-def _schedule(value: Any, launch: Launch) -> Outcome:
-    settings = {"rl.optim.schedule": value}
-    if value == "constant":
-        return Outcome("honoured", "learning rate after the warm-up", settings)
-    if value == "cosine":
-        least = launch[_ACTOR + "optim.min_lr_ratio"] or 0
-        if least == 0.1:
-            return Outcome("honoured", "cosine to a tenth of the peak", settings)
-        text = f"cosine to a tenth of the peak, veRL's to {least:g} of it"
-        return Outcome("approximated", text, settings)
-    return Outcome("lacking", "learning rate's schedule; here: constant, cosine")
-
-
-def _betas(value: Any, launch: Launch) -> Outcome:
-    beta1, beta2 = value
-    settings = {"rl.optim.beta1": number(beta1), "rl.optim.beta2": number(beta2)}
-    return Outcome("honoured", "decay of Adam's moments", settings)
+def _tool_length(value: Any, launch: Launch) -> Outcome:
+    side = launch[_ROLLOUT + "multi_turn.tool_response_truncate_side"]
+    if side != "middle":
+        return Outcome("lacking", f"where outputs are cut: {side}; here: in the middle")
+    text = "characters of an output; ... stands where it is cut, veRL's ...(truncated)..."
+    return Outcome("approximated", text, {"rollout.result.max_chars": whole(value)})
 
 
 def _top_k(value: Any, launch: Launch) -> Outcome:
@@ -275,16 +409,81 @@ def _top_k(value: Any, launch: Launch) -> Outcome:
     return Outcome("honoured", "most likely tokens that are sampled from", settings)
 
 
+def _files(value: Any, launch: Launch, key: str) -> tuple[tuple[str, ...], str]:
+    """The paths of a key, and what is wrong with them."""
+    files = launch.files(key)
+    if not files:
+        return (), "names no file; --tasks says what to train on instead"
+    for file in files:
+        if re.search(r"[$`]", file):
+            return (), "is not known without running the script: --var or an argument says it"
+        if problem := suffix_problem(Path(file)):
+            return (), problem
+    return files, ""
+
+
 def _train_files(value: Any, launch: Launch) -> Outcome:
-    if not launch.tasks:
-        return Outcome("lacking", "parquet files are not read; --tasks says what to train on")
-    text = (
-        f"trains on generated problems ({', '.join(launch.tasks)}), not on these files; prompts "
-        "are data.template's text, not the files' messages in the model's chat template"
-    )
-    template = CIR_TEMPLATE if launch.calls() else TEXT_TEMPLATE
-    settings = {"data.tasks": launch.tasks, "data.template": template}
-    return Outcome("approximated", text, settings)
+    if launch.tasks:
+        text = (
+            f"trains on generated problems ({', '.join(launch.tasks)}), not on these files; "
+            "prompts are data.template's text, not the files' messages in the model's chat template"
+        )
+        template = CIR_TEMPLATE if launch.calls() else TEXT_TEMPLATE
+        settings = {"data.tasks": launch.tasks, "data.template": template}
+        return Outcome("approximated", text, settings)
+    files, problem = _files(value, launch, "data.train_files")
+    if problem:
+        return Outcome("lacking", problem)
+    settings = {"data.files": files, "data.template": "{question}", "data.chat": True}
+    if launch.values.get(_ROLLOUT + "generate_method") == "CIR":
+        text = (
+            "problems to train on; their prompts are raw text, as CIR's for a base model; "
+            "data.chat=true puts them into the model's chat template"
+        )
+        return Outcome("approximated", text, settings | {"data.chat": False})
+    thinks = "qwen3" in str(launch[_MODEL + "path"]).lower() and launch[_THINKING] is not False
+    if thinks:
+        text = "problems to train on; thinking is disabled here, by default it is not in veRL"
+        return Outcome("approximated", text, settings)
+    return Outcome("translated", "problems to train on, in the model's chat template", settings)
+
+
+def _val_files(value: Any, launch: Launch) -> Outcome:
+    if launch.tasks:
+        return Outcome("approximated", "evaluates on held-out problems of data.tasks")
+    files, problem = _files(value, launch, "data.val_files")
+    if problem:
+        return Outcome("lacking", problem)
+    text = "evaluates on the first eval.num_problems of them, from the files in turn"
+    return Outcome("approximated", text, {"data.eval_files": files})
+
+
+def of_files(rule: Rule) -> Rule:
+    """Of a key that has a meaning only if the launch's files are read."""
+
+    def checked(value: Any, launch: Launch) -> Outcome:
+        return Outcome("ignored", "of the files") if launch.tasks else rule(value, launch)
+
+    return checked
+
+
+def _truncation(value: Any, launch: Launch) -> Outcome:
+    if launch.tasks:
+        return approximated("a longer prompt is an error here, not cut", ("error",))(value, launch)
+    if launch["data.filter_overlong_prompts"]:
+        return Outcome("ignored", "no effect while filter_overlong_prompts=True")
+    there = "an error" if value == "error" else "cut"
+    return Outcome("approximated", f"a longer prompt is left out and counted here, not {there}")
+
+
+def _filter_prompts(value: Any, launch: Launch) -> Outcome:
+    if launch.tasks:
+        return approximated("a longer prompt is an error here, not left out", (False,))(
+            value, launch
+        )
+    if value:
+        return Outcome("honoured", "longer prompts are left out and counted")
+    return Outcome("ignored", "data.truncation says what becomes of longer prompts")
 
 
 def _response_length(value: Any, launch: Launch) -> Outcome:
@@ -309,6 +508,12 @@ def _steps(value: Any, launch: Launch) -> Outcome:
 def _epochs(value: Any, launch: Launch) -> Outcome:
     if launch["trainer.total_training_steps"] is not None:
         return Outcome("ignored", "trainer.total_training_steps says how long the run is")
+    files = () if launch.tasks else launch.files("data.train_files")
+    if files and all(Path(file).is_file() for file in files):
+        rows = sum(num_rows(Path(file)) for file in files)
+        steps = whole(value) * (rows // whole(launch["data.train_batch_size"]))
+        text = f"{steps} steps for the files' {rows} rows; those left out are counted, too"
+        return Outcome("approximated", text, {"rl.steps": steps})
     text = (
         "how many steps that makes depends on the files: rl.steps is 300 (CIR: about 300); "
         "trainer.total_training_steps=N says it"
@@ -331,9 +536,16 @@ def _name(value: Any, launch: Launch) -> Outcome:
     return Outcome(category, "name of the run and its directory", {"name": name})
 
 
-def _calls(boundary: str, effect: str) -> Rule:
+def _calls(boundary: str, max_chars: int, effect: str) -> Rule:
+    """max_chars: of an output."""
     return lambda value, _: Outcome(
-        "translated", effect, {"rollout.max_calls": whole(value), "rollout.boundary": boundary}
+        "translated",
+        effect,
+        {
+            "rollout.max_calls": whole(value),
+            "rollout.boundary": boundary,
+            "rollout.result.max_chars": max_chars,
+        },
     )
 
 
@@ -433,20 +645,27 @@ _MICRO = ignored("size of a micro-batch: rl.micro_rows, which does not change th
 _PLACE = ignored("what is logged, and where to")
 _VALIDATION = "held-out evaluation is greedy, one answer per problem; training does not see it"
 _FILTER = where(
-    "algorithm.filter_groups.enable",
-    (True,),
-    only(effect="dynamic sampling"),
+    "algorithm.filter_groups.enable", (True,), ignored("see algorithm.filter_groups.enable")
 )
-_CRITIC = where(_ESTIMATOR, ("gae",), only(effect="of the critic"))
+# Rounds where veRL has no limit.
+_DAPO_ROUNDS = 10
+_CORRECTION = "algorithm.rollout_correction."
+_IMPORTANCE = where("algorithm.rollout_is", (True,), ignored("see rollout_is"))
+_OVERLONG = (
+    "reward_model.overlong_buffer.",
+    "reward_model.reward_kwargs.overlong_buffer_cfg.",
+    "custom_reward_function.overlong_buffer.",
+)
+_MAX_RESPONSE = "reward_model.reward_kwargs.max_resp_len"
+_THINKING = "data.apply_chat_template_kwargs.enable_thinking"
+_CRITIC = of_critic(only(effect="of the critic"))
 
 KEYS: dict[str, Key] = {
     # Data.
     "data.train_files": Key(
         _train_files, "~/data/rlhf/gsm8k/train.parquet", always=True, nameable=True
     ),
-    "data.val_files": Key(
-        approximated("evaluates on held-out problems of data.tasks"), nameable=True
-    ),
+    "data.val_files": Key(_val_files, "~/data/rlhf/gsm8k/test.parquet", always=True, nameable=True),
     "data.train_batch_size": Key(
         same("rollout.prompts_per_step", whole, "problems per step"), 1024, always=True
     ),
@@ -465,16 +684,20 @@ KEYS: dict[str, Key] = {
         same("data.max_prompt_tokens", whole, "tokens of a prompt"), 512, always=True
     ),
     "data.max_response_length": Key(_response_length, 512, always=True),
-    "data.truncation": Key(
-        approximated("a longer prompt is an error here, not cut", unless=("error",)), "error"
-    ),
-    "data.filter_overlong_prompts": Key(
-        approximated("a longer prompt is an error here, not left out", unless=(False,)), False
-    ),
+    "data.truncation": Key(_truncation, "error", always=True),
+    "data.filter_overlong_prompts": Key(_filter_prompts, False),
     "data.filter_overlong_prompts_workers": Key(_HARDWARE),
     "data.template_type": Key(approximated("the prompt is data.template, CIR's")),
-    "data.prompt_key": Key(ignored("a column of the files")),
-    "data.reward_fn_key": Key(ignored("a column of the files")),
+    "data.prompt_key": Key(
+        of_files(same("data.columns.prompt", str, "column of the messages")), "prompt"
+    ),
+    "data.reward_fn_key": Key(
+        of_files(same("data.columns.source", str, "column that accuracies are reported by"))
+    ),
+    "data.train_max_samples": Key(of_files(only(-1, effect="all rows"))),
+    "data.val_max_samples": Key(of_files(approximated("eval.num_problems", unless=(-1,)))),
+    _THINKING: Key(of_files(only(False, effect="thinking is disabled"))),
+    "data.apply_chat_template_kwargs.*": Key(of_files(only(effect="of the chat template"))),
     "data.image_key": Key(ignored("a column of the files")),
     "data.video_key": Key(ignored("a column of the files")),
     "data.return_raw_chat": Key(ignored("what is passed on with a prompt")),
@@ -492,9 +715,10 @@ KEYS: dict[str, Key] = {
     # Advantage and KL.
     _ESTIMATOR: Key(_estimator, "gae", always=True),
     "algorithm.gamma": Key(
-        where(_ESTIMATOR, ("reinforce_plus_plus",), same("rl.gamma", number, "discount")), 1.0
+        where(_ESTIMATOR, ("reinforce_plus_plus", "gae"), same("rl.gamma", number, "discount")),
+        1.0,
     ),
-    "algorithm.lam": Key(where(_ESTIMATOR, ("gae",), only(1, effect="GAE's lambda")), 1.0),
+    "algorithm.lam": Key(of_critic(same("rl.critic.lam", number, "GAE's lambda")), 1.0),
     "algorithm.norm_adv_by_std_in_grpo": Key(
         where(_ESTIMATOR, ("grpo",), ignored("says whether adv_estimator is our dr_grpo")), True
     ),
@@ -508,30 +732,33 @@ KEYS: dict[str, Key] = {
         "fixed",
     ),
     "algorithm.kl_ctrl.*": Key(ignored("how a KL penalty adapts")),
-    "algorithm.filter_groups.enable": Key(only(False, effect="dynamic sampling"), False),
-    "algorithm.filter_groups.*": Key(_FILTER),
+    "algorithm.filter_groups.enable": Key(_filter_groups, False),
+    "algorithm.filter_groups.metric": Key(_FILTER),
+    "algorithm.filter_groups.max_num_gen_batches": Key(_FILTER, 0),
+    "algorithm.filter_groups.*": Key(
+        where("algorithm.filter_groups.enable", (True,), only(effect="dynamic sampling"))
+    ),
     "algorithm.use_pf_ppo": Key(only(False, effect="preference feedback's weights"), False),
     "algorithm.pf_ppo.*": Key(ignored("preference feedback's weights, which are off")),
-    "algorithm.rollout_is": Key(
-        only(False, effect="correction between sampler and trainer"), False
-    ),
-    "algorithm.rollout_is_threshold": Key(
-        only(None, effect="correction between sampler and trainer")
-    ),
-    "algorithm.rollout_correction.rollout_is": Key(
-        only(None, effect="correction between sampler and trainer")
-    ),
-    "algorithm.rollout_correction.rollout_rs": Key(
-        only(None, effect="rejection between sampler and trainer")
-    ),
+    "algorithm.rollout_is": Key(_importance, False),
+    "algorithm.rollout_is_threshold": Key(_IMPORTANCE),
+    "algorithm.rollout_is_level": Key(_IMPORTANCE, "token"),
+    "algorithm.rollout_is_mode": Key(_IMPORTANCE, "truncate"),
+    "algorithm.rollout_is_veto_threshold": Key(_IMPORTANCE, 1e-4),
+    "algorithm.rollout_is_threshold_lower": Key(_IMPORTANCE),
+    _CORRECTION + "rollout_is": Key(_importance),
+    _CORRECTION + "rollout_is_threshold": Key(ignored("see rollout_is"), 2.0),
+    _CORRECTION + "rollout_is_batch_normalize": Key(only(False, effect="weights as they are")),
+    _CORRECTION + "bypass_mode": Key(only(False, effect="old log-probabilities are computed")),
+    _CORRECTION + "rollout_rs": Key(only(None, effect="rejection between sampler and trainer")),
     # Update.
     _ACTOR + "ppo_mini_batch_size": Key(_minibatch, 256, always=True),
     _ACTOR + "ppo_micro_batch_size": Key(_MICRO),
     _ACTOR + "ppo_micro_batch_size_per_gpu": Key(_MICRO),
     _ACTOR + "use_dynamic_bsz": Key(_MICRO),
     _ACTOR + "ppo_max_token_len_per_gpu": Key(_MICRO),
-    _ACTOR + "ppo_epochs": Key(only(1, effect="passes over a step's rows"), 1),
-    _ACTOR + "shuffle": Key(only(False, effect="order of a step's rows"), False),
+    _ACTOR + "ppo_epochs": Key(_passes, 1),
+    _ACTOR + "shuffle": Key(_shuffle, False),
     _ACTOR + "clip_ratio": Key(_clip_ratio, 0.2),
     _ACTOR + "clip_ratio_low": Key(same("rl.clip_low", number, "lower clip"), 0.2, always=True),
     _ACTOR + "clip_ratio_high": Key(same("rl.clip_high", number, "upper clip"), 0.2, always=True),
@@ -557,10 +784,10 @@ KEYS: dict[str, Key] = {
     _ACTOR + "state_masking": Key(_state_masking, False, always=True),
     _ACTOR + "grad_clip": Key(same("rl.optim.clip_norm", number, "gradient clipping"), 1.0, True),
     _ACTOR + "optim.lr": Key(same("rl.optim.learning_rate", number, "learning rate"), 1e-6, True),
-    _ACTOR + "optim.lr_warmup_steps": Key(_warmup, -1, always=True),
+    _ACTOR + "optim.lr_warmup_steps": Key(_warmup(_ACTOR, "rl.optim"), -1, always=True),
     _ACTOR + "optim.lr_warmup_steps_ratio": Key(ignored("see lr_warmup_steps"), 0.0),
-    _ACTOR + "optim.warmup_style": Key(_schedule, "constant", always=True),
-    _ACTOR + "optim.lr_scheduler_type": Key(_schedule),
+    _ACTOR + "optim.warmup_style": Key(_schedule(_ACTOR, "rl.optim"), "constant", always=True),
+    _ACTOR + "optim.lr_scheduler_type": Key(_schedule(_ACTOR, "rl.optim")),
     _ACTOR + "optim.min_lr_ratio": Key(ignored("see warmup_style"), 0.0),
     _ACTOR + "optim.num_cycles": Key(
         where(_ACTOR + "optim.warmup_style", ("cosine",), only(0.5, effect="half a cosine")), 0.5
@@ -568,7 +795,7 @@ KEYS: dict[str, Key] = {
     _ACTOR + "optim.weight_decay": Key(
         same("rl.optim.weight_decay", number, "decoupled weight decay"), 0.01, always=True
     ),
-    _ACTOR + "optim.betas": Key(_betas, [0.9, 0.999], always=True),
+    _ACTOR + "optim.betas": Key(_betas("rl.optim"), [0.9, 0.999], always=True),
     _ACTOR + "optim.clip_grad": Key(
         lambda value, launch: only(launch[_ACTOR + "grad_clip"], effect="see grad_clip")(
             value, launch
@@ -639,6 +866,7 @@ KEYS: dict[str, Key] = {
     _ROLLOUT + "max_call_time": Key(
         _calls(
             "fence",
+            400,
             "programs per response, the same in all steps; the paper's schedule in one run is "
             "rollout.max_calls = [[0, 2], [100, 3], [200, 4]]",
         )
@@ -646,11 +874,18 @@ KEYS: dict[str, Key] = {
     _ROLLOUT + "num_llm_calls_available": Key(
         _calls(
             "stop_word",
-            "programs per response, each asked for by ```output; outputs are cut to 200 + 200 "
-            "characters here, not 128 + 128",
+            256,
+            "programs per response, each asked for by ```output",
         )
     ),
     _ROLLOUT + "multi_turn.enable": Key(_multi_turn, False, always=True),
+    _ROLLOUT + "multi_turn.max_tool_response_length": Key(
+        where(_ROLLOUT + "multi_turn.enable", (True,), _tool_length), 256
+    ),
+    _ROLLOUT + "multi_turn.tool_response_truncate_side": Key(
+        where(_ROLLOUT + "multi_turn.enable", (True,), ignored("see max_tool_response_length")),
+        "middle",
+    ),
     _ROLLOUT + "multi_turn.*": Key(
         where(_ROLLOUT + "multi_turn.enable", (True,), only(effect="of tool calls"))
     ),
@@ -688,45 +923,81 @@ KEYS: dict[str, Key] = {
     # Reward.
     "reward_model.enable": Key(only(False, effect="a learnt reward"), False),
     "reward_model.reward_manager": Key(_reward, "naive", always=True),
-    "reward_model.overlong_buffer.enable": Key(only(False, effect="overlong shaping"), False),
-    "reward_model.overlong_buffer.*": Key(
-        where(
-            "reward_model.overlong_buffer.enable", (True,), only(effect="of the overlong shaping")
-        )
-    ),
-    "reward_model.reward_kwargs.overlong_buffer_cfg.enable": Key(
-        only(False, effect="overlong shaping"), False
-    ),
-    "reward_model.reward_kwargs.overlong_buffer_cfg.*": Key(
-        where(
-            "reward_model.reward_kwargs.overlong_buffer_cfg.enable",
-            (True,),
-            only(effect="of the overlong shaping"),
-        )
-    ),
-    "reward_model.reward_kwargs.max_resp_len": Key(
-        where(
-            "reward_model.reward_kwargs.overlong_buffer_cfg.enable",
-            (True,),
-            only(effect="of the overlong shaping"),
-        )
-    ),
-    "custom_reward_function.overlong_buffer.enable": Key(
-        only(False, effect="overlong shaping"), False
-    ),
-    "custom_reward_function.overlong_buffer.*": Key(
-        where(
-            "custom_reward_function.overlong_buffer.enable",
-            (True,),
-            only(effect="of the overlong shaping"),
-        )
-    ),
+    **{section + "enable": Key(_overlong(section), False) for section in _OVERLONG},
+    **{
+        section + name: Key(where(section + "enable", (True,), ignored("see enable")))
+        for section in _OVERLONG
+        for name in ("len", "penalty_factor", "log")
+    },
+    _MAX_RESPONSE: Key(ignored("see overlong_buffer_cfg.enable")),
     "custom_reward_function.path": Key(only(None, effect="a grader of one's own")),
     "custom_reward_function.name": Key(ignored("function of custom_reward_function.path")),
     "reward_model.sandbox_fusion.url": Key(only(None, effect="grades programs in a sandbox")),
     "reward_model.*": Key(
         where("reward_model.enable", (True,), only(effect="of the learnt reward"))
     ),
+    # Critic.
+    "critic.optim.lr": Key(
+        of_critic(same("rl.critic.optim.learning_rate", number, "critic's learning rate"))
+    ),
+    "critic.optim.lr_warmup_steps": Key(of_critic(_warmup("critic.", "rl.critic.optim")), -1),
+    "critic.optim.lr_warmup_steps_ratio": Key(
+        of_critic(
+            lambda value, launch: _warmup("critic.", "rl.critic.optim")(
+                launch["critic.optim.lr_warmup_steps"], launch
+            )
+        ),
+        0.0,
+    ),
+    "critic.optim.warmup_style": Key(of_critic(_schedule("critic.", "rl.critic.optim"))),
+    "critic.optim.lr_scheduler_type": Key(of_critic(_schedule("critic.", "rl.critic.optim"))),
+    "critic.optim.min_lr_ratio": Key(of_critic(ignored("see warmup_style")), 0.0),
+    "critic.optim.weight_decay": Key(
+        of_critic(same("rl.critic.optim.weight_decay", number, "decoupled weight decay"))
+    ),
+    "critic.optim.betas": Key(of_critic(_betas("rl.critic.optim"))),
+    "critic.grad_clip": Key(
+        of_critic(same("rl.critic.optim.clip_norm", number, "gradient clipping")), 1.0
+    ),
+    "critic.cliprange_value": Key(
+        of_critic(same("rl.critic.clip", number, "clip of the critic's values"))
+    ),
+    "critic.ppo_epochs": Key(as_actor("ppo_epochs", "as many passes as the policy's")),
+    "critic.ppo_mini_batch_size": Key(as_actor("ppo_mini_batch_size", "the policy's mini-batches")),
+    "critic.loss_agg_mode": Key(as_actor("loss_agg_mode", "the same mean as the policy's loss")),
+    "critic.shuffle": Key(as_actor("shuffle", "the policy's mini-batches")),
+    "critic.model.path": Key(
+        of_critic(
+            lambda value, launch: only(launch[_MODEL + "path"], effect="the policy's weights")(
+                value, launch
+            )
+        )
+    ),
+    "critic.model.lora_rank": Key(of_critic(only(0, effect="all parameters are trained"))),
+    "critic.model.lora_alpha": Key(of_critic(ignored("of adapters, which are off"))),
+    "critic.model.target_modules": Key(of_critic(ignored("of adapters, which are off"))),
+    "critic.model.external_lib": Key(of_critic(only(None, effect="code that patches the model"))),
+    "critic.model.override_config.*": Key(_CRITIC),
+    "critic.model.*": Key(_HARDWARE),
+    "critic.enable": Key(of_critic(only(None, True, effect="a critic"))),
+    **{
+        "critic." + name: Key(_HARDWARE)
+        for name in (
+            "strategy",
+            "rollout_n",
+            "ppo_micro_batch_size",
+            "ppo_micro_batch_size_per_gpu",
+            "forward_micro_batch_size",
+            "forward_micro_batch_size_per_gpu",
+            "use_dynamic_bsz",
+            "ppo_max_token_len_per_gpu",
+            "forward_max_token_len_per_gpu",
+            "ulysses_sequence_parallel_size",
+            "checkpoint.*",
+            "megatron.*",
+            "profiler.*",
+        )
+    },
     "critic.*": Key(_CRITIC),
     # Run.
     "trainer.total_training_steps": Key(_steps),
@@ -735,7 +1006,9 @@ KEYS: dict[str, Key] = {
     "trainer.test_freq": Key(approximated("evaluates before and after the training only")),
     "trainer.val_before_train": Key(approximated("evaluates before training", unless=(True,))),
     "trainer.val_only": Key(only(False, effect="no training")),
-    "trainer.critic_warmup": Key(_CRITIC, 0),
+    "trainer.critic_warmup": Key(
+        of_critic(only(0, effect="no steps that train the critic alone")), 0
+    ),
     "trainer.experiment_name": Key(_name, nameable=True),
     "trainer.project_name": Key(_PLACE),
     "trainer.logger": Key(_PLACE),
