@@ -26,6 +26,7 @@ setup(
         "math-verify[antlr4_13_2]>=0.9,<0.10",  # equivalence of mathematical answers
         "reasoning-gym>=0.1.25,<0.2",  # tasks with their graders
         "sympy>=1.13",  # what programs in the sandbox may import, with numpy
+        "pyarrow>=26",  # rows of parquet files
         "numpy>=2",
     ],
     extras_require={

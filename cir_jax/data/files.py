@@ -1,0 +1,97 @@
+"""Rows of data files, with errors that say where: file, line, field, value, expectation."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cir_jax.config import ConfigError
+
+_EXCERPT_CHARS = 60
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row, and where it stands ("FILE, line 3"); numbers are from 1.
+
+    By the name's ending: .jsonl has an object on each line that is not blank, .json a list of
+    objects, .parquet a table, whose columns are the fields.
+
+    Raises:
+      ConfigError: a row is no object, or the file cannot be read.
+    """
+    kinds = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+    if path.suffix not in kinds:
+        raise ConfigError(f"{path}: must be a file whose name ends in {', '.join(kinds)}")
+    try:
+        for where, row in kinds[path.suffix](path):
+            if not isinstance(row, dict):
+                raise ConfigError(f"{where}: {_excerpt(row)}: must be an object of fields")
+            yield where, row
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _parsed(where, line)
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    rows = _parsed(str(path), path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise ConfigError(f"{path}: must hold a list of objects; one object a line is .jsonl")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
+
+
+def _parsed(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: must be JSON: {error}: {_excerpt(text.strip())}") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    # 0.1 s that only who reads such files should wait for.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        number = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{path}: must be a parquet file: {error}") from error
+
+
+def wrong_field(where: str, name: str, value: Any, expected: str) -> ConfigError:
+    """The error of a row's field."""
+    return ConfigError(f"{where}: {name}={_excerpt(value)}: must be {expected}")
+
+
+# What a field may hold, in words.
+_KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+
+
+def field(where: str, row: dict[str, Any], name: str, kind: type, *, within: str = "") -> Any:
+    """The row's field, of a kind; ConfigError if it is missing or of another.
+
+    within: what the row itself is part of, "messages[2]." for one.
+    """
+    value = row.get(name)
+    if name not in row:
+        raise ConfigError(f"{where}: {within}{name}: missing; must be {_KINDS[kind]}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise wrong_field(where, within + name, value, _KINDS[kind])
+    return value
+
+
+def _excerpt(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]}..."
