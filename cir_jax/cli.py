@@ -1,4 +1,4 @@
-"""Command line: cir-jax train | eval | chat | import-hf | ... | run | doctor | bench."""
+"""Command line: cir-jax train | sft | eval | chat | ... | bench."""
 
 import argparse
 import sys
@@ -47,6 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="TOML file of the run")
     _add_overrides(train)
     train.set_defaults(run=_train)
+
+    sft = commands.add_parser(
+        "sft",
+        help="fine-tune on trajectories, tool tokens masked",
+        description="The SFT phase of `train` alone: fine-tunes as [sft] of CONFIG says, on "
+        "trajectories from files (sft.data) or a generator, and prints the run directory last. "
+        "`cir-jax train` goes on from it: with resume=true in the same directory, or in another "
+        "run with sft.weights=RUN_DIR.",
+    )
+    sft.add_argument("config", metavar="CONFIG", help="TOML file of the run")
+    _add_overrides(sft)
+    sft.set_defaults(run=_sft)
 
     evaluate = commands.add_parser(
         "eval",
@@ -181,7 +193,17 @@ def _load(args: argparse.Namespace) -> Config:
 
 
 def _train(args: argparse.Namespace) -> int:
+    return _run_phases(_load(args))
+
+
+def _sft(args: argparse.Namespace) -> int:
     cfg = _load(args)
+    if not cfg.sft.trains:
+        raise ConfigError("sft.steps=0: must be above 0, or sft.epochs must")
+    return _run_phases(configs.override(cfg, ["rl.steps=0"]))
+
+
+def _run_phases(cfg: Config) -> int:
     from cir_jax.train.display import Display
     from cir_jax.train.loop import Interrupted, train
 

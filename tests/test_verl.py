@@ -338,7 +338,8 @@ def line(translation, key):
         (ACTOR + "ppo_mini_batch_size=2048", "translated", {"rl.minibatch_prompts": 1024}),
         (ROLLOUT + "num_llm_calls_available=1", "translated", {"rollout.boundary": "stop_word"}),
         ("trainer.experiment_name='a b/c'", "translated", {"name": "a-b-c"}),
-        (ACTOR + "optim.warmup_style=cosine", "approximated", {"rl.optim.schedule": "cosine"}),
+        # veRL's own min_lr_ratio is 0.
+        (ACTOR + "optim.warmup_style=cosine", "honoured", {"rl.optim.final_share": 0.0}),
         ("data.truncation=left", "approximated", {}),
         ("trainer.test_freq=5", "approximated", {}),
         ("reward_model.reward_manager=dapo", "approximated", {}),
