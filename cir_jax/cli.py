@@ -1,4 +1,4 @@
-"""Command line: cir-jax train | sft | eval | chat | ... | bench."""
+"""Command line: cir-jax train | sft | collect | eval | chat | ... | bench."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from cir_jax import config as configs
 from cir_jax.arguments import one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
+from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import tasks
 from cir_jax.sandbox.errors import SandboxError
@@ -59,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     sft.add_argument("config", metavar="CONFIG", help="TOML file of the run")
     _add_overrides(sft)
     sft.set_defaults(run=_sft)
+
+    collect_command.add(commands)
 
     evaluate = commands.add_parser(
         "eval",

@@ -27,7 +27,7 @@ ALLOWED = (
         "__init__": set(),
     }
     | dict.fromkeys(
-        (top := ("aot", "arguments", "bench", "chat", "cli", "verl")),
+        (top := ("aot", "arguments", "bench", "chat", "cli", "collect", "verl")),
         BASE | STAGES | {"rollout", "evals", "report", "train"} | set(top),
     )
 )

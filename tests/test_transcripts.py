@@ -3,13 +3,21 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from cir_jax import config as configs
-from cir_jax.config import ConfigError, ResultConfig
-from cir_jax.records import Author
+from cir_jax.collect.rejection import line
+from cir_jax.config import ConfigError, ModelConfig, ResultConfig
+from cir_jax.data import pipeline
+from cir_jax.models import hf, qwen
+from cir_jax.records import Author, Problem, Score
 from cir_jax.rl.batch import pack
+from cir_jax.rollout import decode
+from cir_jax.rollout.engine import Engine, author_spans
+from cir_jax.rollout.sampling import Sampling
+from cir_jax.sandbox.pool import Sandbox
 from cir_jax.tokenizer import END_OF_TEXT, Tokenizer
 from cir_jax.train import transcripts
 
@@ -239,6 +247,126 @@ def test_rows_of_no_layout(tmp_path, shipped, row, words):
 def test_nothing_to_train_on(tmp_path, shipped):
     with pytest.raises(ConfigError, match="nothing to train on; .*'no_answer': 1"):
         read(tmp_path, shipped, GOOD | {"response": ""})
+
+
+# --- rollout -> file -> SFT
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(num_workers=1) as sandbox:
+        yield sandbox
+
+
+def written(trajectory, tokenizer, cfg):
+    """A trajectory's line, as it comes back from the file."""
+    return json.loads(json.dumps(line(trajectory, Score(1.0, "correct"), tokenizer, cfg)))
+
+
+def check_equal(sequence, trajectory):
+    assert sequence.ids.tolist() == trajectory.ids.tolist()
+    assert sequence.author.tolist() == trajectory.author.tolist()
+    assert sequence.trained.tolist() == (trajectory.author == Author.MODEL).tolist()
+
+
+def test_a_rollouts_tokens_come_back(tmp_path, shipped, sandbox):
+    """Of the shipped cold start's rollouts, token by token; and, where it sampled what the
+    tokenizer makes of its text, also from the texts alone."""
+    cfg = load_config("rollout.slots=16")
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")
+    )
+    engine = Engine(
+        cfg.model,
+        cfg.rollout,
+        shipped,
+        sandbox,
+        template=cfg.data.template,
+        max_prompt_tokens=cfg.data.max_prompt_tokens,
+        dtype="float32",
+        seed=0,
+    )
+    groups, _ = engine.rollout(
+        hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, mesh),
+        pipeline.eval_problems(cfg.data.tasks, 10),
+        samples=4,
+        max_calls=3,
+        sampling=Sampling(1.0),
+        phase="test",
+        step=4,
+    )
+    whole = [t for group in groups for t in group if t.stop_reason == "eos"]
+    assert {0, 1, 2} <= {len(t.calls) for t in whole}
+    rows = [written(t, shipped, cfg.rollout) for t in whole]
+    sequences, counts = read(tmp_path, shipped, *rows)
+    assert counts["kept"] == len(whole)
+    for sequence, trajectory in zip(sequences, whole, strict=True):
+        check_equal(sequence, trajectory)
+
+    def is_canonical(t):
+        spans = author_spans(t)
+        texts = [(t.ids[at].tolist(), shipped.decode(t.ids[at])) for _, at in spans]
+        return all(transcripts._encode(text, shipped) == ids for ids, text in texts)
+
+    canonical = [i for i, t in enumerate(whole) if is_canonical(t)]
+    assert any(whole[i].calls for i in canonical)
+    elsewhere = [rows[i] | {"tokenizer": "another"} for i in canonical]
+    for i, sequence in zip(canonical, read(tmp_path, shipped, *elsewhere)[0], strict=True):
+        check_equal(sequence, whole[i])
+
+
+def test_sampled_tokens_come_back_where_text_would_not_say_them(
+    tmp_path, tokenizer, sandbox, monkeypatch
+):
+    """A scripted rollout: words spelt by single characters, a closing fence whose token carries
+    the newline after it (if there is such a token), a failing program."""
+    fences = [i for i, b in enumerate(tokenizer.token_bytes) if b in (b"```\n", b"```")]
+    closing = max(fences, key=lambda i: len(tokenizer.token_bytes[i]))
+    trailing = tokenizer.token_bytes[closing].removeprefix(b"```").decode()
+    spelt = [tokenizer.encode(c)[0] for c in "The answer"]
+    assert spelt != tokenizer.encode("The answer")
+    first = [*spelt, *tokenizer.encode(" so\n```python\nprint(nothing)\n"), closing]
+    error = "NameError: name 'nothing' is not defined"
+    first_output = tokenizer.encode(transcripts.BOUNDARIES["fence"].put_back(error, trailing))
+    second = tokenizer.encode("```python\nprint(6 * 7)\n```")
+    second_output = tokenizer.encode("\n```output\n42\n```\n")
+    answer = [*tokenizer.encode("\\boxed{42}"), tokenizer.eos_id]
+    prompt = tokenizer.encode(QUESTION + "\n")
+    script = np.array(prompt + first + first_output + second + second_output + answer)
+    scripted = jax.numpy.asarray(script)
+
+    def sample(logits_VB, keys_B2, positions_B, *_):
+        return scripted.at[positions_B].get(mode="clip"), -jax.numpy.ones(len(positions_B))
+
+    monkeypatch.setattr(decode, "sample", sample)
+    model = ModelConfig(
+        vocab_size=tokenizer.size, width=4, num_layers=1, num_heads=1, num_kv_heads=1,
+        head_dim=4, mlp_width=4, rope_theta=1e4,
+    )  # fmt: skip
+    # Segments of a length of their own: the program is this test's alone.
+    cfg = load_config("rollout.slots=1", "rollout.prefill_rows=1", "rollout.segment_steps=6")
+    cfg = cfg.rollout.model_copy(update={"max_response_tokens": 200})
+    engine = Engine(
+        model, cfg, tokenizer, sandbox,
+        template="{question}\n", max_prompt_tokens=32, dtype="float32", seed=0,
+    )  # fmt: skip
+    problem = Problem("p", "sum", QUESTION, "42", "math")
+    ((trajectory,),), _ = engine.rollout(
+        qwen.init(model, jax.random.key(0)), [problem], samples=1, max_calls=3,
+        sampling=Sampling(1.0), phase="test", step=0,
+    )  # fmt: skip
+    assert trajectory.ids.tolist() == script.tolist() and len(trajectory.calls) == 2
+    row = written(trajectory, tokenizer, cfg)
+    assert [call["output"] for call in row["calls"]] == [error, "42"]
+    check_equal(read(tmp_path, tokenizer, row)[0][0], trajectory)
+    # Without the ids the same text has other tokens.
+    (other,), _ = read(tmp_path, tokenizer, row | {"tokenizer": "another"})
+    assert tokenizer.decode(other.ids) == tokenizer.decode(trajectory.ids)
+    assert len(other.ids) < len(trajectory.ids)
+    # Ids that are not those of the text are no record.
+    row["segments"][0]["ids"][0] += 1
+    with pytest.raises(ConfigError, match=r"line 1: segments\[0\].ids=.*must be the ids of the te"):
+        read(tmp_path, tokenizer, row)
 
 
 def test_fingerprint_tells_tokenizers_apart(shipped, tmp_path):

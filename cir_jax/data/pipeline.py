@@ -32,5 +32,10 @@ def step_problems(dataset: grain.MapDataset, step: int, count: int) -> list[Prob
 
 def eval_problems(task_names: Sequence[str], count: int) -> list[Problem]:
     """Held-out problems, the same for every seed, the tasks in turn."""
+    return first_problems(task_names, "eval", count)
+
+
+def first_problems(task_names: Sequence[str], split: tasks.Split, count: int) -> list[Problem]:
+    """The first ones of a split, the tasks in turn."""
     n = len(task_names)
-    return [tasks.problem(task_names[i % n], "eval", i // n) for i in range(count)]
+    return [tasks.problem(task_names[i % n], split, i // n) for i in range(count)]
