@@ -1,4 +1,4 @@
-"""Command line: cir-jax train | sft | collect | eval | chat | ... | bench."""
+"""Command line: cir-jax train | sft | collect | curriculum | eval | chat | ... | bench."""
 
 import argparse
 import sys

@@ -14,6 +14,8 @@ from cir_jax import config as configs
 from cir_jax.collect import rejection
 from cir_jax.collect.rejection import Request, choose, collect
 from cir_jax.config import ConfigError
+from cir_jax.data import curriculum
+from cir_jax.data.curriculum import Answers
 from cir_jax.records import Author, Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
 from cir_jax.sandbox.pool import Sandbox
@@ -104,6 +106,18 @@ def test_what_is_kept_can_be_trained_on(first):
     cfg = load(f"sft.data={request.out}")
     recorded, counts = transcripts.load(cfg, Tokenizer(configs.asset_dir(cfg.tokenizer)))
     assert len(recorded) == sum(state.kept.values()) and set(counts.values()) == {0, len(recorded)}
+
+
+def test_counts_become_a_curriculum(first, tmp_path):
+    request, state = first
+    by_task = curriculum.read_answers([request.answers], "task")
+    assert sum(by_task[task].correct for task in by_task) == state.num_correct
+    out = tmp_path / "curriculum.json"
+    assert cli.main(["curriculum", str(request.answers), "--out", str(out)]) == 0
+    drawn = curriculum.read(out).at(10_000)[1]
+    assert sorted(drawn) == sorted(row["problem_id"] for row in lines(request.answers))
+    easy = by_task["larger"]  # one problem of four answers
+    assert easy == Answers(4, lines(request.answers)[0]["num_correct"])
 
 
 def test_killed_it_goes_on_with_the_same_result(first, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command `cir-jax collect`."""
+"""The commands `cir-jax collect` and `cir-jax curriculum`."""
 
 import argparse
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 from cir_jax import config as configs
 from cir_jax.arguments import one_line_errors, positive
 from cir_jax.config import Config, ConfigError
-from cir_jax.data import tasks
+from cir_jax.data import curriculum, tasks
 
-# R1-CI's trajectories per task for SFT.
+# R1-CI's: trajectories per task for SFT, steps per stage.
 _PER_TASK = 70
+_STAGE_STEPS = 150
 
 
 def add(commands) -> None:
@@ -20,7 +21,7 @@ def add(commands) -> None:
         description="Lets a model answer problems as in training (rollout.samples_per_prompt "
         "answers to each, programs run) and keeps correct, whole, distinct answers in FILE, one "
         "object a line, which sft.data of a config takes. Counts of correct answers to each "
-        "problem go into FILE's name with .answers.jsonl. The "
+        "problem, which `cir-jax curriculum` takes, go into FILE's name with .answers.jsonl. The "
         "same command goes on where it was stopped, with the same result.",
     )
     collect.add_argument(
@@ -56,6 +57,36 @@ def add(commands) -> None:
     )
     collect.set_defaults(run=_collect)
 
+    planner = commands.add_parser(
+        "curriculum",
+        help="order problems by how much they can still teach",
+        description="Sorts problems, or tasks, by 4p(1-p) of the share p of correct answers into "
+        "four groups, and writes which of them data.curriculum of a config lets RL draw from which "
+        "step on: first those of 0.64 and more, then also those of 0.48, 0.32, 0 and more.",
+    )
+    planner.add_argument(
+        "answers",
+        nargs="+",
+        metavar="ANSWERS",
+        type=Path,
+        help="counts by `cir-jax collect` (.answers.jsonl); those of equal problems are added",
+    )
+    planner.add_argument("--out", metavar="FILE", type=Path, required=True, help="is overwritten")
+    planner.add_argument(
+        "--by",
+        choices=("problem", "task"),
+        default="problem",
+        help="what p is of, and what is drawn (default: %(default)s)",
+    )
+    planner.add_argument(
+        "--stage-steps",
+        metavar="N",
+        type=positive,
+        default=_STAGE_STEPS,
+        help="RL steps before the next group joins (default: %(default)s)",
+    )
+    planner.set_defaults(run=_plan)
+
 
 def _collect(args: argparse.Namespace) -> int:
     cfg = _config(args)
@@ -84,3 +115,16 @@ def _config(args: argparse.Namespace) -> Config:
             f"MODEL|RUN={args.model!r}: holds weights alone; --config CONFIG says what is asked"
         )
     return configs.override(configs.load_run(path), args.overrides)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    plan = curriculum.make(
+        curriculum.read_answers(args.answers, args.by), args.by, args.stage_steps
+    )
+    with one_line_errors("curriculum"):
+        curriculum.write(plan, args.out)
+    for stage in plan.stages:
+        total = len(plan.at(stage.from_step)[1])
+        print(f"from step {stage.from_step}: {len(stage.names)} more, {total} {args.by}s in all")
+    print(args.out)
+    return 0

@@ -31,6 +31,9 @@ class DataConfig(Section):
     """Prompt text; {question} is replaced. Raw text, no chat template (CIR, Math base model)."""
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are an error, never cut, tokens (CIR: 1024)."""
+    curriculum: str = ""
+    """File that `cir-jax curriculum` has written: which problems, or which of the tasks, RL draws
+    from which step on (R1-CI v2); empty: all tasks from the first."""
 
     @pydantic.field_validator("template")
     @classmethod

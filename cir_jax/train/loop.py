@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from cir_jax.data import pipeline
 from cir_jax.evals.codestats import code_stats
 from cir_jax.evals.suite import Evaluation, evaluate
 from cir_jax.models import hf, qwen
-from cir_jax.records import Score, Trajectory
+from cir_jax.records import Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
 from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
@@ -163,6 +163,7 @@ def train(cfg: Config, display: Display) -> Path:
 
     Raises Interrupted after a signal, with the state saved.
     """
+    problems = pipeline.rl_problems(cfg)
     run_dir = find_run_dir(cfg)
     display.note(f"run directory: {run_dir}")
     with open_run(cfg, run_dir, display, record=True) as run:
@@ -202,7 +203,7 @@ def train(cfg: Config, display: Display) -> Path:
                 )
             if cfg.rl.advantage == "gae" and critic is None:
                 critic = run.checkpoints.restore_critic(abstract_critic(cfg, run.mesh))
-            state = reinforce(run, Models(state, critic), reference, place.step)
+            state = reinforce(run, problems, Models(state, critic), reference, place.step)
             run.record_stage(state.params, "done", cfg.rl.steps)
             # Saved again with the row: a run that is resumed now has nothing left to do.
             run.save(state, "done", cfg.rl.steps)
@@ -319,11 +320,14 @@ def record_held_out(run: Run, data: SFTData, params: qwen.Params, step: int) -> 
 
 
 def reinforce(
-    run: Run, models: Models, reference: qwen.Params | None, first_step: int
+    run: Run,
+    problems: Callable[[int], list[Problem]],
+    models: Models,
+    reference: qwen.Params | None,
+    first_step: int,
 ) -> TrainState:
     """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
     cfg = run.cfg
-    problems = pipeline.train_problems(cfg.data.tasks, cfg.seed)
     learner = Learner(cfg, run.mesh, reference)
     run.display.begin("RL", cfg.rl.steps, first_step)
     for step in range(first_step, cfg.rl.steps):
@@ -335,7 +339,7 @@ def reinforce(
             run.grader,
             run.tokenizer,
             models.policy.params,
-            lambda n: pipeline.step_problems(problems, n, cfg.rollout.prompts_per_step),
+            problems,
             step=step,
             max_calls=budget,
             timer=timer,
