@@ -111,6 +111,10 @@ LAYOUTS = {
         "response": PROGRAMS[0] + "\n\n```output\n" + TRACEBACK + "\n```\n" + PROGRAMS[1]
         + "\n```output \n\n42\n```" + "\n" + ANSWER,
     },
+    "windows": {
+        "question": QUESTION,
+        "response": "".join(t for _, t in WHOLE[1:]).replace("```output\n", "```output\r\n"),
+    },
     "mixed": chat(QUESTION, PROGRAMS[0] + OUTPUTS[0] + PROGRAMS[1], "42", ANSWER),
 }  # fmt: skip
 
@@ -191,6 +195,7 @@ GOOD = {"question": QUESTION, "response": ANSWER}
         (GOOD | {"response": "word " * 520}, "too_long"),
         (chat(QUESTION, PROGRAMS[0] + PROGRAMS[1], "42", ANSWER), "several_programs"),
         (GOOD | {"response": "```output\n3\n```\nThree."}, "stray_output"),
+        (GOOD | {"response": "It is ```output\r\n3\r\n``` three."}, "stray_output"),
         (GOOD | {"response": "```py\n3\n```\n```output\n3\n```\nThree."}, "stray_output"),
         (GOOD | {"response": f"{PROGRAMS[0]}\nIt is\n```output\n3\n```\nThree."}, "stray_output"),
         (GOOD | {"response": PROGRAMS[0] + OUTPUTS[0]}, "no_answer"),

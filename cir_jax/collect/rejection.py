@@ -18,7 +18,7 @@ from cir_jax.data import pipeline, tasks
 from cir_jax.evals.suite import grade
 from cir_jax.metrics import reason_counts
 from cir_jax.models import qwen
-from cir_jax.records import Author, Call, Score, Trajectory
+from cir_jax.records import Author, Call, Problem, Score, Trajectory
 from cir_jax.rollout.engine import author_spans
 from cir_jax.rollout.sampling import Sampling
 from cir_jax.sandbox.text import result_text
@@ -89,7 +89,7 @@ def _round(
     state: State,
     tools: Rollouts,
     params: qwen.Params,
-    problems: list,
+    problems: list[Problem],
 ) -> None:
     rollout = cfg.rollout
     groups, _ = tools.engine.rollout(

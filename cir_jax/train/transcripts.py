@@ -32,15 +32,15 @@ from cir_jax.config import Config, ConfigError, RolloutConfig
 from cir_jax.data.files import field, read_rows, wrong_field
 from cir_jax.records import Author, ExecResult, Problem, prompt_text
 from cir_jax.rl.batch import Sequence1D
-from cir_jax.rollout.fence import BOUNDARIES, first_block
+from cir_jax.rollout.fence import BOUNDARIES, STOP_WORD, first_block
 from cir_jax.sandbox.text import result_text
-from cir_jax.tokenizer import END_OF_TEXT, OUTPUT_OPEN, Tokenizer
+from cir_jax.tokenizer import END_OF_TEXT, Tokenizer
 
 # Reasons for which rows are left out, and last, what was cut from rows that are not.
 COUNTED = {
     "too_long": "left out; above data.max_prompt_tokens or rollout.max_response_tokens",
     "several_programs": "left out; several programs before an output, of one of them",
-    "stray_output": "left out; an ```output block that follows no program",
+    "stray_output": "left out; ```output where no program stands before it",
     "no_answer": "left out; nothing, or no text after the last output",
     "cut_after_program": "without the text between a program and its output",
 }
@@ -51,7 +51,7 @@ Part = tuple[Author, str | list[int]]
 Read = tuple[str, list[Part], bool]
 
 # The closing fence stands on a line of its own.
-_OUTPUT = re.compile(r"\s*```output[ \t]*\n((?:.*?\n)??)```[ \t]*(?:\n|\Z)", re.DOTALL)
+_OUTPUT = re.compile(r"\s*```output[ \t\r]*\n((?:.*?\n)??)```[ \t\r]*(?:\n|\Z)", re.DOTALL)
 # Of an output that ends in one, a rollout shows the last line alone.
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:.*\n)*(\S.*)\Z", re.MULTILINE)
 
@@ -259,7 +259,7 @@ class _Turns:
         if first_block(after):
             raise _Unusable("several_programs")
         self.is_cut |= bool(after.strip())
-        self._model(text[: block.end()] + self._boundary.written)
+        self._model(text[: block.end()], self._boundary.written)
 
     def output(self, text: str) -> None:
         text = text.strip().removeprefix(self._cfg.result.prefix.strip())
@@ -272,12 +272,12 @@ class _Turns:
         text = text.removesuffix(END_OF_TEXT)
         if not text.strip():
             raise _Unusable("no_answer")
-        self._model(text + END_OF_TEXT)
+        self._model(text, END_OF_TEXT)
 
-    def _model(self, text: str) -> None:
-        if OUTPUT_OPEN in f"\n{text}":
+    def _model(self, text: str, end: str) -> None:
+        if STOP_WORD in text:
             raise _Unusable("stray_output")
-        self.parts.append((Author.MODEL, text))
+        self.parts.append((Author.MODEL, text + end))
 
 
 def _unwrapped(content: str) -> str:
