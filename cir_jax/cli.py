@@ -1,4 +1,4 @@
-"""Command line: cir-jax train | eval | chat | import-hf | ... | run | doctor | bench."""
+"""Command line: cir-jax train | sft | collect | curriculum | eval | chat | ... | bench."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from cir_jax.ablation import command as ablation_command
 from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
+from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
 from cir_jax.parity import command as parity_command
@@ -49,6 +50,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="TOML file of the run")
     add_overrides(train)
     train.set_defaults(run=_train)
+
+    sft = commands.add_parser(
+        "sft",
+        help="fine-tune on trajectories, tool tokens masked",
+        description="The SFT phase of `train` alone: fine-tunes as [sft] of CONFIG says, on "
+        "trajectories from files (sft.data) or a generator, and prints the run directory last. "
+        "`cir-jax train` goes on from it: with resume=true in the same directory, or in another "
+        "run with sft.weights=RUN_DIR.",
+    )
+    sft.add_argument("config", metavar="CONFIG", help="TOML file of the run")
+    add_overrides(sft)
+    sft.set_defaults(run=_sft)
+
+    collect_command.add(commands)
 
     evaluate = commands.add_parser(
         "eval",
@@ -176,7 +191,17 @@ def _load(args: argparse.Namespace) -> Config:
 
 
 def _train(args: argparse.Namespace) -> int:
+    return _run_phases(_load(args))
+
+
+def _sft(args: argparse.Namespace) -> int:
     cfg = _load(args)
+    if not cfg.sft.trains:
+        raise ConfigError("sft.steps=0: must be above 0, or sft.epochs must")
+    return _run_phases(configs.override(cfg, ["rl.steps=0"]))
+
+
+def _run_phases(cfg: Config) -> int:
     from cir_jax.train.display import Display
     from cir_jax.train.loop import Interrupted, train
 

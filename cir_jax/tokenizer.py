@@ -5,6 +5,7 @@ re-encoded: what was sampled stays as sampled.
 """
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -146,6 +147,14 @@ class Tokenizer:
         table = self.token_bytes
         joined = b"".join(table[i] for i in map(int, ids) if i < self.size)
         return joined.decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers whose ids stand for the same bytes."""
+        table = hashlib.blake2b(digest_size=16)
+        for token in self.token_bytes:
+            table.update(len(token).to_bytes(4, "big") + token)
+        return table.hexdigest()
 
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:

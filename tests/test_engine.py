@@ -76,7 +76,7 @@ def sandbox():
 
 @pytest.fixture(scope="module")
 def problems(cfg):
-    return pipeline.eval_problems(sources.of_tasks(cfg.data.tasks, "eval"), 10)
+    return pipeline.first_problems(sources.of_tasks(cfg.data.tasks, "eval"), 10)
 
 
 def make_engine(cfg, tokenizer, sandbox, **rollout):
@@ -439,7 +439,7 @@ def test_nothing_recompiles_after_the_first_step(cfg, tokenizer, sandbox, params
     jitted = (decode.make_slots, decode.advance)
     sample(cfg, tokenizer, sandbox, params, problems)
     before = [f._cache_size() for f in jitted]
-    others = pipeline.eval_problems(sources.of_tasks(cfg.data.tasks, "eval"), 14)[3:]
+    others = pipeline.first_problems(sources.of_tasks(cfg.data.tasks, "eval"), 14)[3:]
     sample(cfg, tokenizer, sandbox, params, others, max_calls=2, temperature=0.7)
     assert [f._cache_size() for f in jitted] == before
 

@@ -1,6 +1,7 @@
 """Layering: who may import whom, no cycles, and what imports without jax."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,21 +27,20 @@ ALLOWED = (
         "__init__": set(),
     }
     | dict.fromkeys(
-        ("aot", "arguments", "bench", "chat", "cli", "parity", "verl"),
-        BASE
-        | STAGES
-        | {
-            "rollout",
-            "evals",
-            "report",
-            "train",
-            "aot",
-            "arguments",
-            "bench",
-            "chat",
-            "parity",
-            "verl",
-        },
+        (
+            top := (
+                "ablation",
+                "aot",
+                "arguments",
+                "bench",
+                "chat",
+                "cli",
+                "collect",
+                "parity",
+                "verl",
+            )
+        ),
+        BASE | STAGES | {"rollout", "evals", "report", "train"} | set(top),
     )
 )
 
@@ -141,4 +141,4 @@ def test_config_file_parses(path):
     cfg = configs.load(path)
     assert cfg.name == path.stem
     header = path.read_text().split("name =")[0]
-    assert f"cir-jax train configs/{path.name}" in header
+    assert re.search(rf"cir-jax (train|sft) configs/{path.name}\n", header)

@@ -54,7 +54,7 @@ with Sandbox(num_workers=1) as sandbox, jax.set_mesh(mesh):
     # An odd number of problems: one process has more to do than the other.
     groups, stats = engine.rollout(
         params,
-        pipeline.eval_problems(sources.of_tasks(cfg.data.tasks, "eval"), 11),
+        pipeline.first_problems(sources.of_tasks(cfg.data.tasks, "eval"), 11),
         samples=2,
         max_calls=2,
         sampling=Sampling(1.0),

@@ -21,7 +21,6 @@ from cir_jax.rl import batch as batches
 from cir_jax.rl.batch import Sequence1D, max_micro, pack
 from cir_jax.rl.loss import LOSS_MEANS
 from cir_jax.train.state import (
-    TrainState,
     abstract_state,
     init_params,
     init_state,
@@ -354,20 +353,40 @@ def test_gradients_are_clipped_to_the_global_norm():
     assert norm == pytest.approx(min(metrics["grad_norm"], RL.optim.clip_norm), rel=1e-4)
 
 
+def learning_rates(cfg, num_updates):
+    """Of each update, the last included. Adam's step on a constant gradient of 1 is the learning
+    rate, up to eps."""
+    optimizer = make_optimizer(cfg, num_updates)
+    params = {"w": jnp.zeros(())}
+    state = optimizer.init(params)
+    rates = []
+    for _ in range(num_updates + 1):
+        updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
+        rates.append(-float(updates["w"]))
+    return rates
+
+
 def test_cosine_schedule_ends_at_a_tenth():
     """Linear warm-up to the peak, then half a cosine down to 0.1 of it."""
     cfg = OptimConfig(learning_rate=1.0, schedule="cosine", warmup_steps=4, weight_decay=0.0)
-    optimizer = make_optimizer(cfg, 24)
-    params = {"w": jnp.zeros(())}
-    state = TrainState(params, optimizer.init(params), jnp.int32(0))
-    steps = []
-    for _ in range(25):
-        updates, opt_state = optimizer.update({"w": jnp.ones(())}, state.opt_state, params)
-        state = state._replace(opt_state=opt_state)
-        steps.append(-float(updates["w"]))
-    # Adam's step on a constant gradient of 1 is the learning rate, up to eps.
-    np.testing.assert_allclose(steps[:5], [0.0, 0.25, 0.5, 0.75, 1.0], atol=1e-5)
-    assert steps[24] == pytest.approx(0.1, abs=1e-5)
+    rates = learning_rates(cfg, 24)
+    np.testing.assert_allclose(rates[:5], [0.0, 0.25, 0.5, 0.75, 1.0], atol=1e-5)
+    assert rates[24] == pytest.approx(0.1, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_updates", [20, 19])
+def test_warmup_may_be_a_share_and_the_cosine_end_elsewhere(num_updates):
+    """A tenth of 20 and, rounded up, of 19 updates: 2. Half-way down the cosine: (1 + 0.2) / 2."""
+    cfg = OptimConfig(learning_rate=1.0, weight_decay=0.0, warmup_share=0.1)
+    np.testing.assert_allclose(
+        learning_rates(cfg, num_updates), [0.0, 0.5] + [1.0] * (num_updates - 1), atol=1e-5
+    )
+    cfg = cfg.model_copy(update={"schedule": "cosine", "final_share": 0.2})
+    rates = learning_rates(cfg, num_updates)
+    np.testing.assert_allclose(rates[:3], [0.0, 0.5, 1.0], atol=1e-5)
+    assert rates[num_updates] == pytest.approx(0.2, abs=1e-5)
+    if num_updates == 20:
+        assert rates[11] == pytest.approx(0.6, abs=1e-5)
 
 
 # --- what is computed in what, and what is computed again

@@ -186,9 +186,9 @@ def test_seeds_differ_and_no_draw_repeats():
 
 
 def test_eval_problems_are_fixed_and_held_out():
-    problems = pipeline.eval_problems(sources.of_tasks(NAMES, "eval"), 50)
-    assert problems == pipeline.eval_problems(sources.of_tasks(NAMES, "eval"), 50)
-    assert problems[:20] == pipeline.eval_problems(sources.of_tasks(NAMES, "eval"), 20)
+    problems = pipeline.first_problems(sources.of_tasks(NAMES, "eval"), 50)
+    assert problems == pipeline.first_problems(sources.of_tasks(NAMES, "eval"), 50)
+    assert problems[:20] == pipeline.first_problems(sources.of_tasks(NAMES, "eval"), 20)
     assert {split_of(p.question) for p in problems} == {"eval"}
     counts = [sum(p.task == name for p in problems) for name in NAMES]
     assert max(counts) - min(counts) <= 1

@@ -343,7 +343,8 @@ def line(translation, key):
             {"rollout.boundary": "stop_word", "rollout.result.max_chars": 256},
         ),
         ("trainer.experiment_name='a b/c'", "translated", {"name": "a-b-c"}),
-        (ACTOR + "optim.warmup_style=cosine", "approximated", {"rl.optim.schedule": "cosine"}),
+        # veRL's own min_lr_ratio is 0.
+        (ACTOR + "optim.warmup_style=cosine", "honoured", {"rl.optim.final_share": 0.0}),
         ("data.truncation=left", "approximated", {}),
         ("trainer.test_freq=5", "approximated", {}),
         ("reward_model.reward_manager=dapo", "approximated", {}),
@@ -779,7 +780,7 @@ def test_a_launchs_files_are_read(tmp_path):
     [
         ("data.train_files=", "--tasks"),
         ("data.val_files=null", "--tasks"),
-        ("data.train_files=a.csv", ".parquet or .jsonl"),
+        ("data.train_files=a.csv", ".jsonl, .json, .parquet"),
         ("data.train_max_samples=10", "-1"),
         ("data.apply_chat_template_kwargs.enable_thinking=True", "thinking"),
     ],

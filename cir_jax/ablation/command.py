@@ -8,7 +8,7 @@ from cir_jax import config as configs
 from cir_jax.ablation.strategies import STRATEGIES, without
 from cir_jax.arguments import add_overrides, count
 from cir_jax.config import ConfigError
-from cir_jax.data import tasks
+from cir_jax.data import sources
 
 
 def add(commands) -> None:
@@ -46,7 +46,7 @@ def _ablate(args: argparse.Namespace) -> int:
             "ablate: matplotlib, which draws the figure, is missing: pip install 'cir_jax[figures]'"
         )
     cfg = configs.load(args.config, args.overrides)
-    tasks.check_names(cfg.data.tasks)
+    sources.check(cfg.data)
     out = args.out or Path("runs") / f"{cfg.name}_ablation"
     # All are checked before the first is run.
     runs = {

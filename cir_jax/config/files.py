@@ -100,6 +100,10 @@ def from_tree(tree: dict[str, Any]) -> Config:
     for key, value in (("tokenizer", cfg.tokenizer), ("sft.weights", cfg.sft.weights)):
         if value and not asset_dir(value).is_dir():
             raise ConfigError(missing_file(key, asset_dir(value)))
+    files = [("sft.data", path) for path in cfg.sft.data]
+    for key, value in (*files, ("data.curriculum", cfg.data.curriculum)):
+        if value and not Path(value).is_file():
+            raise ConfigError(missing_file(key, Path(value)))
     return cfg
 
 

@@ -57,6 +57,10 @@ class DataConfig(Section):
     """Longer prompts are never cut, tokens: those of files are left out and counted, others are an
     error (CIR: 1024)."""
 
+    curriculum: str = ""
+    """File that `cir-jax curriculum` has written: which problems, or which tasks, RL draws from
+    which step on (R1-CI v2); empty: all from the first."""
+
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
         if self.tasks and self.files:
@@ -82,9 +86,14 @@ class OptimConfig(Section):
     learning_rate: PositiveFloat = 1e-6
     """Peak learning rate (CIR: 1e-6)."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant (CIR), or cosine to a tenth of the peak at the last update."""
+    """After the warm-up: constant (CIR), or half a cosine, down to final_share at the last
+    update."""
+    final_share: Share = 0.1
+    """Learning rate at the cosine's end, as a share of the peak."""
     warmup_steps: NonNegativeInt = 0
     """Updates of linear warm-up (CIR: 0)."""
+    warmup_share: Share = 0.0
+    """The same as a share of all updates, rounded up (R1-CI's predecessor: 0.1)."""
     beta1: Share = 0.9
     """Decay of the first moment (CIR: 0.9)."""
     beta2: Share = 0.999
@@ -98,15 +107,34 @@ class OptimConfig(Section):
     moments: Literal["float32", "bfloat16"] = "float32"
     """Type that Adam's two moments are stored in; they are updated in float32."""
 
+    @pydantic.model_validator(mode="after")
+    def _one_warmup(self) -> "OptimConfig":
+        if self.warmup_steps and self.warmup_share:
+            raise ValueError(
+                f"warmup_share={self.warmup_share:g}: only without warmup_steps="
+                f"{self.warmup_steps}, which says the same"
+            )
+        return self
+
 
 class SFTConfig(Section):
-    """Cold start by masked fine-tuning on generated trajectories (R1-CI, first stage)."""
+    """Cold start by masked fine-tuning on trajectories (R1-CI, first stage)."""
 
     weights: str = ""
-    """Directory (or package:NAME) of weights to start from, as import-hf writes it or a Hugging
-    Face one; if set, no SFT steps are run."""
+    """Run directory, or directory (or package:NAME) of weights as import-hf writes it or a Hugging
+    Face one. SFT starts from them; without SFT (no steps, no epochs) RL does."""
+    data: tuple[str, ...] = ()
+    """Files of trajectories, .jsonl, .json or .parquet, as `cir-jax collect` writes them or with
+    messages of a chat (train/transcripts.py); empty: a generator writes them."""
     steps: NonNegativeInt = 0
-    """Updates."""
+    """Updates; 0 = as many as the epochs have."""
+    epochs: NonNegativeInt = 0
+    """Passes over the trajectories, in place of steps (R1-CI: 3)."""
+    held_out: NonNegativeInt = 0
+    """Trajectories that are kept aside to measure their loss: of files at least so many, with all
+    others of their questions; of the generator the next ones."""
+    held_out_every: PositiveInt = 100
+    """Updates between two such measurements; the first is before all, the last after all."""
     num_trajectories: PositiveInt = 20000
     """Trajectories written by the generator, their programs run in the sandbox."""
     text_share: Share = 0.6
@@ -119,6 +147,22 @@ class SFTConfig(Section):
     """Packed rows per forward/backward pass."""
     optim: OptimConfig = OptimConfig()
     """Optimizer of the SFT phase."""
+
+    @pydantic.field_validator("data", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> "SFTConfig":
+        if self.steps and self.epochs:
+            raise ValueError(f"epochs={self.epochs}: only without steps={self.steps}")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is an SFT phase at all."""
+        return bool(self.steps or self.epochs)
 
 
 Budget = NonNegativeInt | tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
@@ -359,8 +403,8 @@ class RLConfig(Section):
 class EvalConfig(Section):
     """Held-out evaluation, greedy."""
 
-    num_problems: PositiveInt = 256
-    """Held-out problems, split evenly over the tasks."""
+    num_problems: NonNegativeInt = 256
+    """Held-out problems, split evenly over the tasks; 0 = no evaluation."""
     max_calls: NonNegativeInt | None = None
     """Executed programs per response; null (leave out) = the largest of training."""
 

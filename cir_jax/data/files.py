@@ -1,168 +1,126 @@
-"""Problems in files: veRL's parquet files as they are, and parquet or JSONL with named columns."""
+"""Rows of data files, with errors that say where: file, line, field, value, expectation."""
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from cir_jax.config import ColumnsConfig
+from cir_jax.config import ConfigError
 from cir_jax.config.errors import missing_file
-from cir_jax.records import Problem
 
-_SUFFIXES = (".parquet", ".jsonl")
-_SHOWN = 80
+_EXCERPT_CHARS = 60
 
 
 def check_file(path: Path, key: str) -> None:
-    """Raises ValueError unless it is there and of a kind that can be read. key: who names it."""
+    """Raises ConfigError unless it is there and of a kind that can be read. key: who names it."""
     if problem := suffix_problem(path):
-        raise ValueError(f"{key}={str(path)!r}: {problem}")
+        raise ConfigError(f"{key}={str(path)!r}: {problem}")
     if not path.is_file():
-        raise ValueError(missing_file(key, path))
+        raise ConfigError(missing_file(key, path))
 
 
 def suffix_problem(path: Path) -> str:
     """What is wrong with the kind of a file; "" if it is one that can be read."""
-    return "" if path.suffix in _SUFFIXES else f"must end in {' or '.join(_SUFFIXES)}"
+    return "" if path.suffix in _KINDS_OF_FILE else f"must end in {', '.join(_KINDS_OF_FILE)}"
 
 
 def num_rows(path: Path) -> int:
-    """Raises ValueError if it cannot be read."""
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            return pyarrow.parquet.read_metadata(path).num_rows
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path}: not a parquet file: {error}") from error
-    return sum(1 for _ in _jsonl(path, []))
+    """Raises ConfigError if it cannot be read."""
+    return sum(1 for _ in read_rows(path, ()))
 
 
-def read_problems(path: Path, columns: ColumnsConfig) -> list[Problem]:
-    """All rows of a file, in order; row 0 is the first.
+def read_rows(
+    path: Path, fields: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row, and where it stands ("FILE, line 3"); numbers are from 1.
 
-    Raises ValueError naming file, row, column, value and what was expected; OSError.
+    By the name's ending: .jsonl has an object on each line that is not blank, .json a list of
+    objects, .parquet a table, whose columns are the fields.
+
+    fields: what is asked for; others of a table are not read, and are None.
+
+    Raises:
+      ConfigError: a row is no object, or the file cannot be read.
     """
-    rows = _parquet if path.suffix == ".parquet" else _jsonl
-    heads = [_head(getattr(columns, name)) for name in ("prompt", "answer", "source")]
-    return [_problem(_Row(path, n, row), columns) for n, row in rows(path, heads)]
-
-
-def _head(column: str) -> str:
-    return column.partition(".")[0]
-
-
-class _Row:
-    """One row, and errors that say where it is."""
-
-    def __init__(self, path: Path, number: int, values: Mapping[str, Any]):
-        self.path, self.number, self._values = path, number, values
-
-    def get(self, column: str) -> Any:
-        """A column's value, a.b being field b of column a; None if there is none."""
-        value: Any = self._values
-        if column in value:
-            return value[column]
-        for part in column.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return None
-            value = value[part]
-        return value
-
-    def error(self, column: str, value: Any, expected: str) -> ValueError:
-        shown = repr(value)
-        if len(shown) > _SHOWN:
-            shown = shown[:_SHOWN] + "..."
-        where = f"{self.path}, row {self.number}, column {column}"
-        if value is None:
-            return ValueError(f"{where}: missing, {expected}{self._nearest(column)}")
-        return ValueError(f"{where}: {shown}: {expected}")
-
-    def _nearest(self, column: str) -> str:
-        if _head(column) in self._values:
-            return ""
-        near = difflib.get_close_matches(_head(column), self._values, n=1)
-        there = f"nearest: {near[0]}" if near else f"there are: {', '.join(self._values)}"
-        return f"; {there}"
-
-
-def _problem(row: _Row, columns: ColumnsConfig) -> Problem:
-    context, question = _messages(row, columns.prompt)
-    source = row.get(columns.source)
-    if source is not None and not isinstance(source, str):
-        raise row.error(columns.source, source, "must be text")
-    return Problem(
-        problem_id=f"{row.path.name}/{row.number}",
-        task=source or row.path.stem,
-        question=question,
-        answer=_answer(row, columns.answer),
-        verifier="math",
-        context=context,
-    )
-
-
-def _messages(row: _Row, column: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    """The messages before the question, and the question."""
-    value = row.get(column)
-    expected = "must be text, or messages {role, content} of which the last is the user's"
-    if isinstance(value, str) and value.strip():
-        return (), value
-    if not isinstance(value, list) or not value:
-        raise row.error(column, value, expected)
-    messages = []
-    for message in value:
-        keys = ("role", "content")
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(k), str) for k in keys
-        ):
-            raise row.error(column, value, expected)
-        messages.append((message["role"], message["content"]))
-    *context, (role, question) = messages
-    if role != "user" or not question.strip():
-        raise row.error(column, value, expected)
-    return tuple(context), question
-
-
-def _answer(row: _Row, column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise row.error(column, value, "must be text or a number")
-
-
-def _jsonl(path: Path, heads: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
+    if problem := suffix_problem(path):
+        raise ConfigError(f"{path}: {problem}")
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(line for line in file if line.strip()):
-                try:
-                    values = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, row {number}: not JSON: {error}") from error
-                if not isinstance(values, dict):
-                    raise ValueError(f"{path}, row {number}: must be an object, {{...}}")
-                yield number, values
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, after row {number}: not UTF-8: {error}") from error
+        for where, row in _KINDS_OF_FILE[path.suffix](path, fields):
+            if not isinstance(row, dict):
+                raise ConfigError(f"{where}: {_excerpt(row)}: must be an object of fields")
+            yield where, row
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
-def _parquet(path: Path, heads: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl(path: Path, _) -> Iterator[tuple[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _parsed(where, line)
+
+
+def _json(path: Path, _) -> Iterator[tuple[str, Any]]:
+    rows = _parsed(str(path), path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise ConfigError(f"{path}: must hold a list of objects; one object a line is .jsonl")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
+
+
+def _parsed(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: must be JSON: {error}: {_excerpt(text.strip())}") from error
+
+
+def _parquet(path: Path, fields: Collection[str] | None) -> Iterator[tuple[str, Any]]:
+    # 0.1 s that only who reads such files should wait for.
     import pyarrow
-    import pyarrow.parquet
+    from pyarrow import parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            # What is not asked for is not read, but its name helps to find a misspelt one.
+            asked = names if fields is None else [name for name in names if name in fields]
             others = dict.fromkeys(names)
             number = 0
-            for batch in file.iter_batches(columns=[name for name in names if name in heads]):
-                for values in batch.to_pylist():
-                    yield number, others | values
+            for batch in file.iter_batches(batch_size=1024, columns=asked):
+                # Of no columns there are no rows to convert.
+                for row in batch.to_pylist() if asked else [{}] * batch.num_rows:
                     number += 1
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file: {error}") from error
+                    yield f"{path}, row {number}", others | row
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{path}: must be a parquet file: {error}") from error
+
+
+_KINDS_OF_FILE = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+
+
+def wrong_field(where: str, name: str, value: Any, expected: str) -> ConfigError:
+    """The error of a row's field."""
+    return ConfigError(f"{where}: {name}={_excerpt(value)}: must be {expected}")
+
+
+# What a field may hold, in words.
+_KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+
+
+def field(where: str, row: dict[str, Any], name: str, kind: type, *, within: str = "") -> Any:
+    """The row's field, of a kind; ConfigError if it is missing or of another.
+
+    within: what the row itself is part of, "messages[2]." for one.
+    """
+    value = row.get(name)
+    if name not in row:
+        raise ConfigError(f"{where}: {within}{name}: missing; must be {_KINDS[kind]}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise wrong_field(where, within + name, value, _KINDS[kind])
+    return value
+
+
+def _excerpt(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]}..."

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from cir_jax.config import ColumnsConfig, ConfigError, DataConfig
-from cir_jax.data import tasks
-from cir_jax.data.files import check_file, read_problems
+from cir_jax.data import curriculum, tasks
+from cir_jax.data.curriculum import By
+from cir_jax.data.files import check_file
+from cir_jax.data.problems import read_problems
 from cir_jax.records import Problem
 
 # Draws per task and seed; far more than any run takes.
@@ -56,6 +58,19 @@ class ListSource:
         return self.problems[i]
 
 
+@dataclasses.dataclass(frozen=True)
+class OneProblem:
+    """Of a task kind, by its id; made when it is asked for."""
+
+    name: str
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> Problem:
+        return tasks.find_problem(self.name)
+
+
 def of_tasks(names: Sequence[str], split: tasks.Split) -> list[Source]:
     return [TaskSource(name, split) for name in names]
 
@@ -63,12 +78,15 @@ def of_tasks(names: Sequence[str], split: tasks.Split) -> list[Source]:
 def check(cfg: DataConfig) -> None:
     """Raises ConfigError, with the nearest name, if a task or file is not there."""
     tasks.check_names(cfg.tasks)
-    try:
-        for key in ("files", "eval_files"):
-            for file in getattr(cfg, key):
-                check_file(Path(file), f"data.{key}")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    for key in ("files", "eval_files"):
+        for file in getattr(cfg, key):
+            check_file(Path(file), f"data.{key}")
+    if cfg.tasks and cfg.curriculum:
+        plan = curriculum.read(Path(cfg.curriculum))
+        find = finder(cfg, of_tasks(cfg.tasks, "rl"))
+        for stage in plan.stages:
+            for name in stage.names:
+                find(plan.by, name)
 
 
 def train_sources(
@@ -95,17 +113,46 @@ def eval_sources(
     return [ListSource(file, _of_file(file, columns, fits, note)) for file in cfg.eval_files]
 
 
+def finder(cfg: DataConfig, found: Sequence[Source]) -> Callable[[By, str], Source]:
+    """What finds a task, or a problem by its id, among the training sources.
+
+    It raises ConfigError if there is none of this name.
+    """
+    in_files = [p for source in found if isinstance(source, ListSource) for p in source.problems]
+    by_id = {problem.problem_id: problem for problem in in_files}
+    by_task: dict[str, list[Problem]] = {}
+    for problem in in_files:
+        by_task.setdefault(problem.task, []).append(problem)
+
+    def find(by: By, name: str) -> Source:
+        where = f"data.curriculum={cfg.curriculum!r}"
+        if not cfg.tasks:
+            problems = by_task.get(name, []) if by == "task" else [by_id.get(name)]
+            if not any(problems):
+                raise ConfigError(f"{where}: {name!r} is no {by} of data.files={list(cfg.files)}")
+            return ListSource(name, problems)
+        try:
+            task = name if by == "task" else tasks.parse_id(name)[0]
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if task not in cfg.tasks:
+            raise ConfigError(f"{where}: {name!r} is not of data.tasks={list(cfg.tasks)}")
+        return TaskSource(name, "rl") if by == "task" else OneProblem(name)
+
+    return find
+
+
 def _of_file(
     file: str,
     columns: ColumnsConfig,
     fits: Callable[[Problem], bool],
     note: Callable[[str], None],
 ) -> list[Problem]:
+    problems = read_problems(Path(file), columns)
     try:
-        problems = read_problems(Path(file), columns)
         short = [p for p in problems if fits(p)]
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from error
     left_out = len(problems) - len(short)
     if not short:
         but = f" with a prompt of at most data.max_prompt_tokens: {left_out} are left out"

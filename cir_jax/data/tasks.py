@@ -10,7 +10,7 @@ import functools
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cir_jax.config import ConfigError
 from cir_jax.records import Problem
@@ -60,6 +60,20 @@ def problem(task_name: str, split: Split, index: int) -> Problem:
         needs_code=task.needs_code,
         metadata=metadata,
     )
+
+
+def find_problem(problem_id: str) -> Problem:
+    """The problem of this id."""
+    return problem(*parse_id(problem_id))
+
+
+def parse_id(problem_id: str) -> tuple[str, Split, int]:
+    """Task, split and index; ValueError if it is no problem's id."""
+    match problem_id.split("/"):
+        case [name, split, index] if name in TASKS and split in get_args(Split):
+            if index.isdecimal():
+                return name, split, int(index)
+    raise ValueError(f"{problem_id!r} is not the id of a problem: TASK/SPLIT/NUMBER")
 
 
 def split_of(question: str) -> Split:

@@ -149,14 +149,13 @@ def _sampled(cfg: Config, run_dir: Path | None, step: int) -> Rows:
         directory = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run = stack.enter_context(open_run(cfg, directory, Display(), record=False))
         found = sources.train_sources(cfg.data, run.engine.fits, run.display.note)
-        problems = pipeline.train_problems(found, cfg.seed)
         new = gather(
             cfg,
             run.engine,
             run.grader,
             run.tokenizer,
             _policy(cfg, run_dir, run.mesh),
-            lambda n: pipeline.step_problems(problems, n, cfg.rollout.prompts_per_step),
+            pipeline.rl_problems(cfg, found),
             step=step,
             max_calls=run.max_calls(step),
             timer=metrics.Timer(),

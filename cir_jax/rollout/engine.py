@@ -210,13 +210,19 @@ def _own_share(count: int) -> range:
     return range(count * index // processes, count * (index + 1) // processes)
 
 
+def author_spans(trajectory: Trajectory) -> list[tuple[Author, slice]]:
+    """Stretches of tokens of one author, in order."""
+    edges = np.flatnonzero(np.diff(trajectory.author, prepend=-1, append=-1))
+    return [
+        (Author(trajectory.author[a]), slice(a, b))
+        for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+
+
 def model_turns(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
     """The stretches of text that the model wrote, in order, without the token that ended it."""
-    authors = trajectory.author
-    edges = np.flatnonzero(np.diff(authors, prepend=-1, append=-1))
-    spans = zip(edges[:-1], edges[1:], strict=True)
     return [
-        tokenizer.decode([i for i in trajectory.ids[a:b] if i not in tokenizer.end_ids])
-        for a, b in spans
-        if authors[a] == Author.MODEL
+        tokenizer.decode([i for i in trajectory.ids[at] if i not in tokenizer.end_ids])
+        for author, at in author_spans(trajectory)
+        if author == Author.MODEL
     ]

@@ -102,9 +102,14 @@ def _blocks(text: str) -> list[re.Match[str]]:
     return [match for match in BLOCK.finditer(text) if match[1].strip(BLANKS)]
 
 
+def first_block(text: str) -> re.Match[str] | None:
+    """The first non-blank block of a model turn; the match ends with its closing fence."""
+    return next(iter(_blocks(text)), None)
+
+
 def _find_fence(text: str) -> tuple[str, str] | None:
-    blocks = _blocks(text)
-    return (blocks[0][1], text[blocks[0].end() :]) if blocks else None
+    block = first_block(text)
+    return (block[1], text[block.end() :]) if block else None
 
 
 def _find_stop_word(text: str) -> tuple[str, str] | None:

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 from cir_jax import config as configs
 from cir_jax import mesh as meshes
 from cir_jax import metrics
-from cir_jax.config import Config, ConfigError
+from cir_jax.config import Config, ConfigError, ModelConfig
 from cir_jax.data import pipeline, sources
 from cir_jax.evals.codestats import code_stats
 from cir_jax.evals.suite import Evaluation, evaluate
@@ -26,7 +25,7 @@ from cir_jax.records import Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
 from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
-from cir_jax.sandbox.store import Replay, Store, open_store
+from cir_jax.sandbox.store import Replay, Store
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import weights
 from cir_jax.train.checkpoint import Checkpoints, Place
@@ -40,7 +39,8 @@ from cir_jax.train.learn import (
     put,
     rl_optimizer,
 )
-from cir_jax.train.sft import SFTData
+from cir_jax.train.rollouts import open_rollouts
+from cir_jax.train.sft import FromFiles, Generated, SFTData
 from cir_jax.train.state import (
     TrainState,
     abstract_reference,
@@ -50,11 +50,13 @@ from cir_jax.train.state import (
     make_optimizer,
     reference_params,
 )
-from cir_jax.train.step import Given, make_update, sft_loss_fn
+from cir_jax.train.step import Given, make_update, old_logprobs, sft_loss_fn
+from cir_jax.train.transcripts import COUNTED
 
 # The table's rows, by the phase that is about to begin.
 STAGES = {"sft": "before SFT", "rl": "after SFT", "done": "after RL"}
 SANDBOX_FILE = "sandbox.json"
+SFT_FILE = "sft_data.json"
 
 
 class Interrupted(Exception):
@@ -108,7 +110,7 @@ class Run:
     @functools.cached_property
     def eval_problems(self) -> list[Problem]:
         found = sources.eval_sources(self.cfg.data, self.engine.fits, self.display.note)
-        return pipeline.eval_problems(found, self.cfg.eval.num_problems)
+        return pipeline.first_problems(found, self.cfg.eval.num_problems)
 
     def evaluate(self, params: qwen.Params) -> Evaluation:
         """One greedy response to each held-out problem."""
@@ -122,7 +124,9 @@ class Run:
         )
 
     def record_stage(self, params: qwen.Params, phase: str, step: int) -> None:
-        """Evaluates, and writes the table's row."""
+        """Evaluates, and writes the table's row; not if there is nothing to evaluate on."""
+        if not self.cfg.eval.num_problems:
+            return
         self.display.note(f"evaluating {STAGES[phase]} ...")
         result = self.evaluate(params)
         by_task = {f"accuracy/{task}": value for task, value in result.by_task.items()}
@@ -139,30 +143,7 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
     record: whether programs are written down, if the config says so.
     """
     with contextlib.ExitStack() as stack:
-        # Workers first: a machine that cannot isolate programs is found out before jax comes up.
-        grader = stack.enter_context(
-            Grader(num_workers=cfg.reward.num_workers, timeout_s=cfg.reward.timeout_s)
-        )
-        sandbox = stack.enter_context(open_store(cfg.sandbox, run_dir if record else None))
-        mesh = meshes.make_mesh(cfg.mesh)
-        stack.enter_context(jax.set_mesh(mesh))
-        tokenizer = Tokenizer(configs.asset_dir(cfg.tokenizer))
-        if tokenizer.size > cfg.model.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size={cfg.model.vocab_size}: less than the tokenizer's "
-                f"{tokenizer.size}"
-            )
-        engine = Engine(
-            cfg.model,
-            cfg.rollout,
-            tokenizer,
-            sandbox,
-            template=cfg.data.template,
-            chat=cfg.data.chat,
-            max_prompt_tokens=cfg.data.max_prompt_tokens,
-            dtype=cfg.compute.dtype,
-            seed=cfg.seed,
-        )
+        opened = stack.enter_context(open_rollouts(cfg, run_dir if record else None))
         checkpoints = Checkpoints(run_dir, cfg.checkpoint.keep)
         stack.callback(checkpoints.close)
         stack.callback(display.end)
@@ -170,11 +151,11 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
         run = Run(
             cfg,
             run_dir,
-            mesh,
-            tokenizer,
-            sandbox,
-            grader,
-            engine,
+            opened.mesh,
+            opened.tokenizer,
+            opened.sandbox,
+            opened.grader,
+            opened.engine,
             checkpoints,
             writer,
             display,
@@ -195,14 +176,21 @@ def train(cfg: Config, display: Display) -> Path:
         critic = None
         configs.save_run(cfg, run_dir)
         save_description(run)
+        data = sft_data(run) if cfg.sft.trains and place.phase in ("start", "sft") else None
         if place.phase == "start":
-            params = init_params(cfg.model, run.mesh, cfg.seed)
+            # Weights that SFT does not change stand for what it makes, of random ones.
+            given = cfg.sft.weights and cfg.sft.trains
+            params = _weights(run) if given else init_params(cfg.model, run.mesh, cfg.seed)
             run.record_stage(params, "sft", 0)
-            state = init_state(params, cfg.model, run.mesh, sft_optimizer(cfg))
+            optimizer = make_optimizer(cfg.sft.optim, 0)
+            state = init_state(params, cfg.model, run.mesh, optimizer)
             place = Place("sft", 0)
         if place.phase == "sft":
-            params = cold_start(run, state, place.step)
-            run.record_stage(params, "rl", cfg.sft.steps)
+            if data is not None:
+                params = cold_start(run, data, state, place.step)
+            else:
+                params = _weights(run) if cfg.sft.weights else state.params
+            run.record_stage(params, "rl", 0 if data is None else data.num_steps)
             state = init_state(params, cfg.model, run.mesh, rl_optimizer(cfg))
             place = Place("rl", 0)
             if cfg.rl.kl_coef:
@@ -224,7 +212,8 @@ def train(cfg: Config, display: Display) -> Path:
             run.record_stage(state.params, "done", cfg.rl.steps)
             # Saved again with the row: a run that is resumed now has nothing left to do.
             run.save(state, "done", cfg.rl.steps)
-        display.table([r for r in metrics.read(run_dir) if r["kind"] == "eval"])
+        if cfg.eval.num_problems:
+            display.table([r for r in metrics.read(run_dir) if r["kind"] == "eval"])
     return run_dir
 
 
@@ -237,19 +226,55 @@ def save_description(run: Run) -> None:
     path.write_text(text)
 
 
-def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
-    """Masked SFT on generated trajectories, or the weights that such a run has made."""
+def given_params(key: str, name: str, model: ModelConfig, mesh: Mesh, seed: int) -> qwen.Params:
+    """The weights that `key` names: of a run's newest checkpoint, or of a directory.
+
+    Raises ConfigError if they are not of the model.
+    """
+    directory = configs.asset_dir(name)
+    try:
+        # Both have a file of the config's name.
+        if configs.holds_weights(directory) or not configs.holds_run(directory):
+            return weights.load(directory, model, mesh, seed)
+        of_run = configs.load_run(directory)
+        if of_run.model != model:
+            raise ValueError("a run of another [model]")
+        return newest_params(of_run, directory, mesh)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{key}={name!r}: {error}") from error
+
+
+def _weights(run: Run) -> qwen.Params:
     cfg = run.cfg
-    if cfg.sft.weights:
-        try:
-            return weights.load(configs.asset_dir(cfg.sft.weights), cfg.model, run.mesh, cfg.seed)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"sft.weights={cfg.sft.weights!r}: {error}") from error
-    data = SFTData(cfg, run.tokenizer, run.sandbox)
-    update = make_update(cfg.model, cfg.compute, run.mesh, sft_optimizer(cfg), sft_loss_fn)
+    return given_params("sft.weights", cfg.sft.weights, cfg.model, run.mesh, cfg.seed)
+
+
+def sft_data(run: Run) -> SFTData:
+    """The trajectories of files or of the generator; says what of files is left out."""
+    cfg = run.cfg
+    if not cfg.sft.data:
+        return SFTData(cfg, Generated(cfg, run.tokenizer, run.sandbox))
+    source = FromFiles(cfg, run.tokenizer)
+    run.display.note(
+        f"sft.data: {source.num_trained} trajectories to train on, {source.num_held_out} held out"
+    )
+    for name, meaning in COUNTED.items():
+        if source.counts[name]:
+            run.display.note(f"sft.data: {source.counts[name]} {name}: {meaning}")
+    (run.dir / SFT_FILE).write_text(json.dumps(source.counts, indent=1) + "\n")
+    return SFTData(cfg, source)
+
+
+def cold_start(run: Run, data: SFTData, state: TrainState, first_step: int) -> qwen.Params:
+    """Masked SFT."""
+    cfg = run.cfg
+    optimizer = make_optimizer(cfg.sft.optim, data.num_steps)
+    update = make_update(cfg.model, cfg.compute, run.mesh, optimizer, sft_loss_fn)
     num_max = max_micro(cfg.sft.batch_size, cfg.sft.micro_rows)
-    run.display.begin("SFT", cfg.sft.steps, first_step)
-    for step in range(first_step, cfg.sft.steps):
+    run.display.begin("SFT", data.num_steps, first_step)
+    if first_step == 0:
+        record_held_out(run, data, state.params, 0)
+    for step in range(first_step, data.num_steps):
         timer = metrics.Timer()
         with timer.stage("data_s"):
             batch, num_micro = pack(
@@ -265,17 +290,50 @@ def cold_start(run: Run, state: TrainState, first_step: int) -> qwen.Params:
             figures = metrics.plain(figures)
         run.writer.write("sft", step + 1, figures, timer.seconds | run.sandbox.figures())
         run.display.step(step + 1, {"loss": figures["loss"]})
+        if (step + 1) % cfg.sft.held_out_every == 0 or step + 1 == data.num_steps:
+            record_held_out(run, data, state.params, step + 1)
         run.save_if_due(state, "sft", step + 1)
     return state.params
 
 
+def record_held_out(run: Run, data: SFTData, params: qwen.Params, step: int) -> None:
+    """The loss of the trajectories that are held out, if any are, over all their trained tokens."""
+    cfg = run.cfg
+    timer = metrics.Timer()
+    total, count = 0.0, 0
+    with timer.stage("held_out_s"):
+        sequences = data.held_out()
+        for at in range(0, len(sequences), cfg.sft.batch_size):
+            batch, num_micro = pack(
+                sequences[at : at + cfg.sft.batch_size],
+                row_length=cfg.max_length,
+                micro_rows=cfg.sft.micro_rows,
+                max_micro=max_micro(cfg.sft.batch_size, cfg.sft.micro_rows),
+            )
+            logp = old_logprobs(
+                params,
+                put(batch, run.mesh),
+                jnp.int32(num_micro),
+                jnp.float32(1.0),
+                cfg=cfg.model,
+                compute=cfg.compute,
+            )
+            total -= np.asarray(logp, np.float64)[batch.trained].sum()
+            count += int(batch.trained.sum())
+    if count:
+        run.writer.write("held_out", step, {"loss": total / count}, timer.seconds)
+
+
 def reinforce(
-    run: Run, models: Models, reference: qwen.Params | None, first_step: int
+    run: Run,
+    models: Models,
+    reference: qwen.Params | None,
+    first_step: int,
 ) -> TrainState:
     """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
     cfg = run.cfg
     found = sources.train_sources(cfg.data, run.engine.fits, run.display.note)
-    problems = pipeline.train_problems(found, cfg.seed)
+    problems = pipeline.rl_problems(cfg, found)
     learner = Learner(cfg, run.mesh, reference)
     run.display.begin("RL", cfg.rl.steps, first_step)
     for step in range(first_step, cfg.rl.steps):
@@ -287,7 +345,7 @@ def reinforce(
             run.grader,
             run.tokenizer,
             models.policy.params,
-            lambda n: pipeline.step_problems(problems, n, cfg.rollout.prompts_per_step),
+            problems,
             step=step,
             max_calls=budget,
             timer=timer,
@@ -327,10 +385,6 @@ def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: l
         run.writer.write_sample(step, trajectories[i], scores[i], text)
 
 
-def sft_optimizer(cfg: Config):
-    return make_optimizer(cfg.sft.optim, cfg.sft.steps)
-
-
 def restore(run: Run) -> tuple[TrainState | None, Place]:
     """The newest checkpoint's state and place; lines written after it are dropped."""
     restored = newest(run.cfg, run.checkpoints, run.mesh)
@@ -351,6 +405,8 @@ def newest(cfg: Config, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainStat
 
 def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
     """Evaluates a run's newest checkpoint and prints its row of the table; writes nothing."""
+    if not cfg.eval.num_problems:
+        raise ConfigError("eval.num_problems=0: must be above 0 to evaluate")
     with open_run(cfg, run_dir, display, record=False) as run:
         state, place = _saved(newest(cfg, run.checkpoints, run.mesh), run_dir)
         result = run.evaluate(state.params)

@@ -1,11 +1,13 @@
-"""The cold start's data: demonstrations, their programs run in the sandbox, step by step."""
+"""The cold start's data, step by step: recorded trajectories, or demonstrations, whose programs run
+in the sandbox."""
 
+import collections
+import hashlib
 import random
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-
-import numpy as np
+from typing import Protocol
 
 from cir_jax.config import Config, ConfigError, RolloutConfig
 from cir_jax.data.demonstrations import Demonstration, demonstration
@@ -17,6 +19,8 @@ from cir_jax.sandbox.executor import Submitter
 from cir_jax.sandbox.pool import open_sandbox
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from cir_jax.train import transcripts
+from cir_jax.train.transcripts import tokenize
 
 # Steps whose programs run while the current step trains.
 _STEPS_AHEAD = 4
@@ -39,75 +43,120 @@ def segments(
     return out
 
 
-def tokenize(
-    prompt: Sequence[int], parts: Sequence[tuple[Author, str]], tokenizer: Tokenizer
-) -> Sequence1D:
-    """Each stretch encoded apart, so that masks follow authors by construction.
+class Trajectories(Protocol):
+    """Trajectories by number: those to train on from 0, behind them those that are held out."""
 
-    prompt: ids of what comes before them.
-    """
-    ids = list(prompt)
-    author: list[int] = [Author.PROMPT] * len(ids)
-    for who, text in parts:
-        new = tokenizer.encode(text.removesuffix(END_OF_TEXT))
-        if text.endswith(END_OF_TEXT):
-            new.append(tokenizer.eos_id)
-        ids += new
-        author += [who] * len(new)
-    return Sequence1D(np.array(ids, np.int32), np.array(author, np.int8))
+    num_trained: int
+    num_held_out: int
+
+    def start(self, index: int) -> None:
+        """Says that the trajectory will be asked for."""
+        ...
+
+    def sequence(self, index: int) -> Sequence1D: ...
 
 
-class SFTData:
-    """Trajectories of each step, as a function of the step alone; programs run as they come up.
-
-    An epoch takes every demonstration once, in an order of its own; those left over at its end
-    by the batch size are not used.
-    """
+class Generated:
+    """Demonstrations, whose programs run from when they are said to be asked for."""
 
     def __init__(self, cfg: Config, tokenizer: Tokenizer, sandbox: Submitter):
-        if cfg.sft.batch_size > cfg.sft.num_trajectories:
-            raise ValueError(
-                f"sft.batch_size={cfg.sft.batch_size}: more than "
-                f"sft.num_trajectories={cfg.sft.num_trajectories}"
-            )
+        self.num_trained, self.num_held_out = cfg.sft.num_trajectories, cfg.sft.held_out
         self._cfg = cfg
         self._tokenizer = tokenizer
         self._sandbox = sandbox
         self._started: dict[int, tuple[Demonstration, list[Future[ExecResult]]]] = {}
         self._sequences: dict[int, Sequence1D] = {}
-        self._order: tuple[int, list[int]] = (-1, [])
 
-    def sequences(self, step: int) -> list[Sequence1D]:
-        """The step's trajectories; programs of the next steps start to run meanwhile."""
-        for near in range(step, step + _STEPS_AHEAD + 1):
-            for i in self._indices(near):
-                self._start(i)
-        return [self._sequence(i) for i in self._indices(step)]
-
-    def _indices(self, step: int) -> list[int]:
-        cfg = self._cfg.sft
-        epoch, at = divmod(step, cfg.num_trajectories // cfg.batch_size)
-        if self._order[0] != epoch:
-            order = list(range(cfg.num_trajectories))
-            random.Random(f"sft:{self._cfg.seed}:{epoch}").shuffle(order)
-            self._order = (epoch, order)
-        return self._order[1][at * cfg.batch_size : (at + 1) * cfg.batch_size]
-
-    def _start(self, index: int) -> None:
+    def start(self, index: int) -> None:
         if index in self._started or index in self._sequences:
             return
         demo = _demonstration(self._cfg, index)
         self._started[index] = demo, [self._sandbox.submit(code) for code in demo.programs]
 
-    def _sequence(self, index: int) -> Sequence1D:
+    def sequence(self, index: int) -> Sequence1D:
+        self.start(index)
         if index not in self._sequences:
             demo, futures = self._started.pop(index)
             results = [future.result() for future in futures]
             data = self._cfg.data
             prompt = prompt_ids(demo.problem, self._tokenizer, data.template, data.chat)
             _, *parts = segments(demo, results, data.template, self._cfg.rollout)
-            self._sequences[index] = tokenize(prompt, parts, self._tokenizer)
+            self._sequences[index] = tokenize([(Author.PROMPT, prompt), *parts], self._tokenizer)
         return self._sequences[index]
+
+
+class FromFiles:
+    """Recorded trajectories. Which are held out is a function of the seed and their questions."""
+
+    def __init__(self, cfg: Config, tokenizer: Tokenizer):
+        """Raises ConfigError if the files cannot be used, or nothing is left to train on."""
+        recorded, self.counts = transcripts.load(cfg, tokenizer)
+        sizes = collections.Counter(row.question for row in recorded)
+        held_out: set[str] = set()
+        num_held_out = 0
+        for question in sorted(sizes, key=lambda q: _drawn(cfg.seed, q)):
+            if num_held_out >= cfg.sft.held_out:
+                break
+            held_out.add(question)
+            num_held_out += sizes[question]
+        self.num_held_out = num_held_out
+        self.num_trained = len(recorded) - num_held_out
+        recorded.sort(key=lambda row: row.question in held_out)
+        self._sequences = [row.sequence for row in recorded]
+
+    def start(self, index: int) -> None:
+        """They are all there."""
+
+    def sequence(self, index: int) -> Sequence1D:
+        return self._sequences[index]
+
+
+def _drawn(seed: int, question: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{question}".encode(), digest_size=16).digest()
+
+
+class SFTData:
+    """Trajectories of each step, as a function of the step alone; programs run as they come up.
+
+    An epoch takes every trajectory once, in an order of its own; those left over at its end
+    by the batch size are not used.
+    """
+
+    def __init__(self, cfg: Config, source: Trajectories):
+        if cfg.sft.batch_size > source.num_trained:
+            raise ConfigError(
+                f"sft.batch_size={cfg.sft.batch_size}: must be at most {source.num_trained}, the "
+                f"trajectories to train on"
+            )
+        self._cfg = cfg
+        self._source = source
+        self._steps_per_epoch = source.num_trained // cfg.sft.batch_size
+        self.num_steps = cfg.sft.steps or cfg.sft.epochs * self._steps_per_epoch
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def sequences(self, step: int) -> list[Sequence1D]:
+        """The step's trajectories; programs of the next steps start to run meanwhile."""
+        for near in range(step, step + _STEPS_AHEAD + 1):
+            for i in self._indices(near):
+                self._source.start(i)
+        return [self._source.sequence(i) for i in self._indices(step)]
+
+    def held_out(self) -> list[Sequence1D]:
+        """Trajectories that no step has, in order."""
+        first = self._source.num_trained
+        held_out = range(first, first + self._source.num_held_out)
+        for i in held_out:
+            self._source.start(i)
+        return [self._source.sequence(i) for i in held_out]
+
+    def _indices(self, step: int) -> list[int]:
+        size = self._cfg.sft.batch_size
+        epoch, at = divmod(step, self._steps_per_epoch)
+        if self._order[0] != epoch:
+            order = list(range(self._source.num_trained))
+            random.Random(f"sft:{self._cfg.seed}:{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1][at * size : (at + 1) * size]
 
 
 def train_tokenizer(cfg: Config, directory: Path) -> None:

@@ -1,6 +1,7 @@
 """The training state: parameters and optimizer, as plain pytrees laid out on the mesh."""
 
 import functools
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,15 +25,19 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(cfg: OptimConfig, num_updates: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW. num_updates: length of the schedule."""
+    """Global-norm clipping, then AdamW. num_updates: length of the schedule; no part of the state
+    depends on it."""
+    # Rounded first: as floats, some products lie just above the whole number that is meant.
+    share = math.ceil(round(cfg.warmup_share * num_updates, 6))
+    warmup_steps = cfg.warmup_steps or share
     tail = {
         "constant": optax.constant_schedule(cfg.learning_rate),
         "cosine": optax.cosine_decay_schedule(
-            cfg.learning_rate, max(1, num_updates - cfg.warmup_steps), alpha=0.1
+            cfg.learning_rate, max(1, num_updates - warmup_steps), alpha=cfg.final_share
         ),
     }[cfg.schedule]
-    warmup = optax.linear_schedule(0.0, cfg.learning_rate, max(1, cfg.warmup_steps))
-    schedule = optax.join_schedules([warmup, tail], [cfg.warmup_steps])
+    warmup = optax.linear_schedule(0.0, cfg.learning_rate, max(1, warmup_steps))
+    schedule = optax.join_schedules([warmup, tail], [warmup_steps])
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),

@@ -292,11 +292,9 @@ def _schedule(section: str, ours: str) -> Rule:
         if value == "constant":
             return Outcome("honoured", "learning rate after the warm-up", settings)
         if value == "cosine":
-            least = launch[section + "optim.min_lr_ratio"] or 0
-            if least == 0.1:
-                return Outcome("honoured", "cosine to a tenth of the peak", settings)
-            text = f"cosine to a tenth of the peak, veRL's to {least:g} of it"
-            return Outcome("approximated", text, settings)
+            least = float(number(launch[section + "optim.min_lr_ratio"] or 0))
+            settings[f"{ours}.final_share"] = least
+            return Outcome("honoured", f"cosine to {least:g} of the peak", settings)
         return Outcome("lacking", "learning rate's schedule; here: constant, cosine")
 
     return rule
