@@ -409,6 +409,14 @@ def sample_line(t, step, score):
     )
 
 
+def test_a_problem_that_is_drawn_twice_makes_two_groups():
+    groups, _ = step_of(num_groups=1)
+    cfg = tiny("rl.minibatch_prompts=1")
+    batch = batch_of(cfg, groups[0] + groups[0], [1.0] * 6)
+    assert batch["uid"].tolist() == ["p0"] * 3 + ["p0#1"] * 3
+    assert batch["minibatch"].tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_recorded_rollouts(tmp_path):
     groups, _ = step_of()
     rows = [t for sample in zip(*groups, strict=True) for t in sample]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def export(
 
 
 def batch_of(cfg: Config, trajectories: Sequence[Trajectory], rewards: Sequence[float]) -> Golden:
-    """What a batch is made of; the rows of a group lie together."""
+    """What a batch is made of. Mini-batches are of whole groups, in order, as in a first epoch."""
     prompts = [t.num_prompt_tokens for t in trajectories]
     longest = max(prompts)
     R = max(t.num_response_tokens for t in trajectories)
@@ -90,7 +91,7 @@ def batch_of(cfg: Config, trajectories: Sequence[Trajectory], rewards: Sequence[
     response = slice(longest, None)
     train_tool = cfg.rl.train_tool_tokens
     trained = trained_tokens(author, train_tool)[:, response] & (attended[:, response] == 1)
-    uids = [t.problem.problem_id for t in trajectories]
+    uids = _uids(trajectories)
     groups = list(dict.fromkeys(uids))
     length = cfg.rl.loss_length or cfg.rollout.max_response_tokens
     arrays = {
@@ -106,6 +107,18 @@ def batch_of(cfg: Config, trajectories: Sequence[Trajectory], rewards: Sequence[
     }
     rl = cfg.rl.model_copy(update={"loss_length": length})
     return Golden(rl, cfg.rollout.temperature, arrays)
+
+
+def _uids(trajectories: Sequence[Trajectory]) -> list[str]:
+    """The problems' names; a step may have a problem twice, which are two groups."""
+    seen: Counter[tuple[str, int]] = Counter()
+    uids = []
+    for t in trajectories:
+        name = t.problem.problem_id
+        again = seen[name, t.sample]
+        seen[name, t.sample] += 1
+        uids.append(f"{name}#{again}" if again else name)
+    return uids
 
 
 def recorded(path: Path, step: int | None) -> Rows:
