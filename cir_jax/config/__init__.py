@@ -37,6 +37,7 @@ from cir_jax.config.sections import (
     SFTConfig,
     eval_max_calls,
     max_calls_at,
+    most_calls,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "load",
     "load_run",
     "max_calls_at",
+    "most_calls",
     "override",
     "preset",
     "save_run",
