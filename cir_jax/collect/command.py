@@ -19,10 +19,11 @@ def add(commands) -> None:
         help="keep a model's correct trajectories, for SFT",
         usage="cir-jax collect MODEL|RUN [key.path=value ...] --problems N --out FILE [options]",
         description="Lets a model answer problems as in training (rollout.samples_per_prompt "
-        "answers to each, programs run) and keeps correct, whole, distinct answers in FILE, one "
-        "object a line, which sft.data of a config takes. Counts of correct answers to each "
-        "problem, which `cir-jax curriculum` takes, go into FILE's name with .answers.jsonl. The "
-        "same command goes on where it was stopped, with the same result.",
+        "answers to each, at most as many programs as rollout.max_calls comes to) and keeps "
+        "correct, whole, distinct answers in FILE, one object a line, which sft.data of a config "
+        "takes. Counts of correct answers to each problem, which `cir-jax curriculum` takes, go "
+        "into FILE's name with .answers.jsonl. The same command goes on where it was stopped, with "
+        "the same result.",
     )
     collect.add_argument(
         "model",

@@ -101,7 +101,7 @@ def _round(
         params,
         problems,
         samples=rollout.samples_per_prompt,
-        max_calls=configs.eval_max_calls(cfg),
+        max_calls=configs.most_calls(rollout),
         sampling=Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p),
         phase="collect",
         step=state.rounds,
@@ -199,7 +199,6 @@ def _asked(cfg: Config, request: Request) -> dict[str, Any]:
     tree = configs.to_tree(cfg)
     for key in _WHERE_AND_HOW:
         del tree[key]
-    tree["max_calls"] = configs.eval_max_calls(cfg)
     directory = configs.asset_dir(request.model)
     if configs.holds_weights(directory):
         files = sorted(f"{p.name}: {p.stat().st_size}" for p in directory.glob("*.safetensors*"))

@@ -40,6 +40,7 @@ from cir_jax.config.sections import (
     SFTConfig,
     eval_max_calls,
     max_calls_at,
+    most_calls,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "load",
     "load_run",
     "max_calls_at",
+    "most_calls",
     "override",
     "preset",
     "save_run",

@@ -497,9 +497,11 @@ def max_calls_at(budget: Budget, step: int) -> int:
 
 
 def eval_max_calls(cfg: Config) -> int:
-    if cfg.eval.max_calls is not None:
-        return cfg.eval.max_calls
-    budget = cfg.rollout.max_calls
+    return most_calls(cfg.rollout) if cfg.eval.max_calls is None else cfg.eval.max_calls
+
+
+def most_calls(cfg: RolloutConfig) -> int:
+    """The largest call budget that training may come to."""
+    budget = cfg.max_calls
     largest = budget if isinstance(budget, int) else max(calls for _, calls in budget)
-    raised = cfg.rollout.raise_calls_above is not None
-    return max(largest, cfg.rollout.calls_limit) if raised else largest
+    return largest if cfg.raise_calls_above is None else max(largest, cfg.calls_limit)
