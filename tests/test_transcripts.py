@@ -353,7 +353,8 @@ def test_sampled_tokens_come_back_where_text_would_not_say_them(
     cfg = cfg.rollout.model_copy(update={"max_response_tokens": 200})
     engine = Engine(
         model, cfg, tokenizer, sandbox,
-        template="{question}\n", max_prompt_tokens=32, dtype="float32", seed=0,
+        template="{question}\n", chat=False, max_prompt_tokens=32, dtype="float32",
+            seed=0,
     )  # fmt: skip
     problem = Problem("p", "sum", QUESTION, "42", "math")
     ((trajectory,),), _ = engine.rollout(

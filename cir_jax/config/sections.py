@@ -41,7 +41,7 @@ class DataConfig(Section):
     """Task kinds drawn with equal weight; names from cir_jax/data/tasks.py. In their place: files.
     """
     files: tuple[str, ...] = ()
-    """Problems to train on, .parquet (veRL's as they are) or .jsonl, each equally often."""
+    """Problems to train on, .parquet (veRL's as they are), .jsonl or .json, each equally often."""
     eval_files: tuple[str, ...] = ()
     """Held-out problems, with files; from all in turn."""
     columns: ColumnsConfig = ColumnsConfig()
@@ -56,7 +56,6 @@ class DataConfig(Section):
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are never cut, tokens: those of files are left out and counted, others are an
     error (CIR: 1024)."""
-
     curriculum: str = ""
     """File that `cir-jax curriculum` has written: which problems, or which tasks, RL draws from
     which step on (R1-CI v2); empty: all from the first."""
