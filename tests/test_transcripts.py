@@ -287,6 +287,7 @@ def test_a_rollouts_tokens_come_back(tmp_path, shipped, sandbox):
         shipped,
         sandbox,
         template=cfg.data.template,
+        chat=cfg.data.chat,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
         dtype="float32",
         seed=0,
