@@ -18,6 +18,7 @@ from cir_jax.data import curriculum
 from cir_jax.data.curriculum import Answers
 from cir_jax.records import Author, Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
+from cir_jax.rollout.engine import Engine
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import rollouts, transcripts
@@ -60,7 +61,18 @@ def asked(out, **changes):
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     request = asked(tmp_path_factory.mktemp("collect") / "first.jsonl")
-    return request, collect(load(), request, Display())
+    rollout, steps = Engine.rollout, []
+
+    def noted(self, *args, step, **kwargs):
+        steps.append(step)
+        return rollout(self, *args, step=step, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "rollout", noted)
+        state = collect(load(), request, Display())
+    # Each round has random numbers of its own.
+    assert steps == [0, 1]
+    return request, state
 
 
 def lines(path):
