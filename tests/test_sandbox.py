@@ -342,18 +342,33 @@ def test_second_attempts(tmp_path, monkeypatch, seed, status, retries):
 
 
 START_LATE = """
-import os, time
+import os, socket, time
 from cir_jax.sandbox import linux, program, zygote
+from cir_jax.sandbox.isolation import Outside
 from cir_jax.sandbox.limits import Limits
+from cir_jax.sandbox.supervisor import Supervisor
 
 class Isolation:
     def __init__(self, confine):
         self.confine, self.fork = confine, linux.fork
 
+    def wait(self, pid, end):
+        end.wait(pid)
+
+    def limit_tasks(self, num_others):
+        pass
+
 def answer(confine, code=b"print(1)"):
-    supervisor = zygote.Supervisor(Isolation(confine), Limits(timeout_s=0.5, grace_s=2.0))
+    jobs, programs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    reports, writer = os.pipe()
+    outside = Outside("namespaces", -1, counts_apart=True)
+    supervisor = Supervisor(jobs, reports, outside, Limits(timeout_s=0.5, grace_s=2.0))
     files = [os.memfd_create("file") for _ in range(3)]
     os.write(files[0], code)
+    if os.fork() == 0:
+        zygote.Template(Isolation(confine), programs, writer).run_one()
+        os._exit(0)
+    os.close(writer)
     started = time.monotonic()
     reply = supervisor.run(files, 0)
     return reply, time.monotonic() - started
@@ -364,10 +379,12 @@ reply, seconds = answer(lambda: time.sleep(0.7))
 assert reply["in_time"] and reply["wall_s"] < 0.5 < seconds, reply
 reply, seconds = answer(lambda: time.sleep(0.7), b"while True: pass")
 assert not reply["in_time"] and 0.5 <= reply["wall_s"] < 1.0 and seconds >= 1.2, reply
-# Ended or stuck before it began: the program has nothing to do with it.
+# Ended, failed or stuck before it began: the program has nothing to do with it.
 assert "failed" in answer(lambda: os.kill(os.getpid(), 9))[0]
-reply, seconds = answer(lambda: time.sleep(60))
+assert "failed" in answer(lambda: 1 / 0)[0]
+reply, seconds = answer(lambda: time.sleep(4))
 assert "failed" in reply and 1.5 <= seconds < 3, (reply, seconds)  # its time and half the grace
+assert answer(lambda: os.kill(os.getppid(), 9))[0] is None
 """
 
 
