@@ -331,7 +331,7 @@ def test_second_attempts(tmp_path, monkeypatch, seed, status, retries):
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
 
     def make(module, *args, **kwargs):
-        return WorkerPool("fake_zygote", *args, **kwargs)
+        return WorkerPool("fake_zygote", *args, **(kwargs | {"copied": False}))
 
     monkeypatch.setattr(pool_lib, "WorkerPool", make)
     monkeypatch.setattr(probe, "choose_rung", lambda wanted, interpreter: wanted)
@@ -373,7 +373,8 @@ def answer(confine, code=b"print(1)"):
     reply = supervisor.run(files, 0)
     return reply, time.monotonic() - started
 
-program.prepare("/tmp")
+program.prepare()
+program.settle("/tmp")
 # Confined only after the time that a program has: that is not the program's time.
 reply, seconds = answer(lambda: time.sleep(0.7))
 assert reply["in_time"] and reply["wall_s"] < 0.5 < seconds, reply

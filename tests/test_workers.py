@@ -151,13 +151,13 @@ def failing(times, function, number):
 def test_want_of_resources_passes(make_pool, monkeypatch, tmp_path):
     """Neither the pool nor a job ends because a process or a descriptor is not to be had."""
     monkeypatch.setattr(
-        "cir_jax.workers.subprocess.Popen", failing(2, subprocess.Popen, errno.EAGAIN)
+        "cir_jax.starting.subprocess.Popen", failing(2, subprocess.Popen, errno.EAGAIN)
     )
     pool = make_pool(num_outputs=1)
     assert run(pool, "echo", 1)[0] == 1  # after pauses of 0.1 and 0.2 s
     # More than would end it at the start.
     monkeypatch.setattr(
-        "cir_jax.workers.subprocess.Popen", failing(4, subprocess.Popen, errno.ENOMEM)
+        "cir_jax.starting.subprocess.Popen", failing(4, subprocess.Popen, errno.ENOMEM)
     )
     assert run(pool, "exit_once", marker=str(tmp_path / "marker"))[0] == "exit_once"
     before = pool.stats()["retries"]

@@ -182,9 +182,12 @@ def cpu_limit_s(limits: Limits) -> int:
 
 
 def enter(
-    rung: Rung, limits: Limits, stay_outside: Callable[[int, Outside], NoReturn]
+    rung: Rung,
+    limits: Limits,
+    libraries: runtime.Runtime,
+    stay_outside: Callable[[int, Outside], NoReturn],
 ) -> Isolation:
-    """Isolates the calling process, which must have one thread and not yet be large.
+    """Isolates the calling process, which must have one thread.
 
     It returns in a child of the caller: on the rungs with namespaces, process 1 of the new one. The
     caller itself goes on with `stay_outside`, which gets the child's number, and from whose end the
@@ -192,12 +195,10 @@ def enter(
 
     Raises:
       OSError: this machine does not let it; the message says what.
-      ModuleNotFoundError: the interpreter lacks numpy or sympy.
     """
     os.umask(0o022)
     _prefer_for_oom_kills()
-    _give_way()
-    libraries = runtime.find()
+    _have_session_give_way()
     # Opened while this process sees the host's /proc, with rights to use it.
     last_pid = _open(_LAST_PID, os.O_WRONLY) if rung == "namespaces" else -1
     load = _open("/proc/loadavg", os.O_RDONLY)
@@ -279,9 +280,12 @@ def _prefer_for_oom_kills() -> None:
         pass  # not everywhere allowed, and only a preference
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Cores are first the trainer's, for this process and those that it starts."""
     os.nice(_NICENESS)
+
+
+def _have_session_give_way() -> None:
     if os.getsid(0) != os.getpid():
         return  # the session is another's
     try:

@@ -100,6 +100,7 @@ class Sandbox:
             retry_timeouts=True,
             env=ENVIRONMENT,
             interpreter=interpreter,
+            copied=True,
         )
         try:
             if attack:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import Any, NoReturn, get_args
 
-from cir_jax.sandbox import isolation, linux, seccomp
+from cir_jax.sandbox import isolation, linux, runtime, seccomp
 from cir_jax.sandbox.environment import ENVIRONMENT
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.isolation import Rung
@@ -96,7 +96,10 @@ def _in_child(rung: Rung) -> str:
 def _try(rung: Rung, writer: int) -> None:
     said = "works"
     try:
-        worker = isolation.enter(rung, Limits(), lambda child, _: _wait_for(child, writer))
+        libraries = runtime.find()
+        worker = isolation.enter(
+            rung, Limits(), libraries, lambda child, _: _wait_for(child, writer)
+        )
         worker.set_limits()
         # The first leaves the worker able to make another.
         for _ in range(2):

@@ -16,11 +16,13 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from typing import NoReturn
 
-from cir_jax.channel import Channel
+from cir_jax.channel import Channel, serve_copies
+from cir_jax.prctl import die_with_parent
 from cir_jax.sandbox import isolation as isolation_lib
-from cir_jax.sandbox import linux, memory, program
+from cir_jax.sandbox import linux, memory, program, runtime
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.supervisor import BEGUN, READY, Supervisor
 
@@ -28,16 +30,32 @@ _JOB_BYTES = 2**16
 
 
 def main(argv: Sequence[str]) -> None:
-    """Args: rung, limits as JSON, and the number of the socket's descriptor."""
-    started = time.monotonic()
+    """Makes workers for a pool. Args: rung, limits as JSON, and the number of the socket's
+    descriptor."""
     if linux.fix_addresses():
-        # Addresses, and orders and texts that follow from them, do not depend on chance. They may
-        # still differ between workers, whose starts differ in small things.
+        # Addresses, and orders and texts that follow from them, do not depend on chance.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    die_with_parent()
     # The real one names folders of the host's.
     linux.set_command_line("cir_jax sandbox")
+    isolation_lib.give_way()
     limits = Limits(**json.loads(argv[1]))
-    channel = int(argv[2])
+    libraries = runtime.find()
+    libraries.use(moved=False)
+    warm_up()
+    program.prepare()
+    _hide_package()
+    gc.collect()
+    gc.freeze()
+    memory.move_to_file()
+    serve_copies(int(argv[2]), lambda channel: _work(argv[0], limits, libraries, channel))
+
+
+def _work(
+    rung: isolation_lib.Rung, limits: Limits, libraries: runtime.Runtime, channel: int
+) -> NoReturn:
+    """A worker. Args: channel: descriptor of its socket to the pool."""
+    started = time.monotonic()
     jobs, programs = socket.socketpair(type=socket.SOCK_SEQPACKET)
     reports, writer = os.pipe()
 
@@ -45,17 +63,15 @@ def main(argv: Sequence[str]) -> None:
         _keep_files(channel, jobs.fileno(), reports, *outside.files)
         Supervisor(jobs, reports, outside, limits).serve(Channel(channel))
 
-    isolation = isolation_lib.enter(argv[0], limits, supervise)
+    isolation = isolation_lib.enter(rung, limits, libraries, supervise)
     for fd in (channel, jobs.detach(), reports):
         os.close(fd)
-    warm_up()
-    program.prepare("/" if isolation.rung == "landlock" else "/tmp")
-    _hide_package()
+    program.settle("/" if rung == "landlock" else "/tmp")
+    PathFinder.find_spec("of_no_module")  # what there is to import is read once
+    isolation.set_limits()
     template = Template(isolation, programs, writer)
     gc.collect()
     gc.freeze()
-    memory.move_to_file()
-    isolation.set_limits()
     os.write(writer, READY.pack(time.monotonic() - started))
     while True:
         template.run_one()
