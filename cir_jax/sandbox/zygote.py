@@ -73,8 +73,11 @@ def _work(
     gc.collect()
     gc.freeze()
     os.write(writer, READY.pack(time.monotonic() - started))
-    while True:
-        template.run_one()
+    try:
+        while True:
+            template.run_one()
+    except BrokenPipeError:
+        os._exit(0)  # nobody is left to report to
 
 
 def _keep_files(*kept: int) -> None:
