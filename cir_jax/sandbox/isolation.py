@@ -214,7 +214,6 @@ def enter(
         linux.set_dumpable(False)
         stay_outside(child, Outside(rung, load, counts_apart=counts_apart))
     die_with_parent()
-    libraries.use(moved=rung != "landlock")
     linux.set_dumpable(False)  # programs of the same user can neither trace nor read it
     return Isolation(rung, limits, last_pid)
 

@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     libraries.use(moved=False)
     warm_up()
     program.prepare()
+    # Here, for all workers: who looks at all modules writes to much memory.
+    libraries.use(moved=argv[0] != "landlock")
     _hide_package()
     gc.collect()
     gc.freeze()
@@ -67,10 +69,9 @@ def _work(
     for fd in (channel, jobs.detach(), reports):
         os.close(fd)
     program.settle("/" if rung == "landlock" else "/tmp")
-    PathFinder.find_spec("of_no_module")  # what there is to import is read once
+    PathFinder.find_spec("of_no_module")  # where to look for modules is looked into once
     isolation.set_limits()
     template = Template(isolation, programs, writer)
-    gc.collect()
     gc.freeze()
     os.write(writer, READY.pack(time.monotonic() - started))
     try:
