@@ -49,7 +49,6 @@ def main(argv: Sequence[str]) -> None:
     _hide_package()
     gc.collect()
     gc.freeze()
-    memory.move_to_file()
     serve_copies(int(argv[2]), lambda channel: _work(argv[0], limits, libraries, channel))
 
 
@@ -70,9 +69,12 @@ def _work(
         os.close(fd)
     program.settle("/" if rung == "landlock" else "/tmp")
     PathFinder.find_spec("of_no_module")  # where to look for modules is looked into once
-    isolation.set_limits()
     template = Template(isolation, programs, writer)
     gc.freeze()
+    # Here, though so each worker has its own: what it has read or written to since it was copied,
+    # it would have copied for each program.
+    memory.move_to_file()
+    isolation.set_limits()
     os.write(writer, READY.pack(time.monotonic() - started))
     try:
         while True:
