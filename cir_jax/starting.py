@@ -101,7 +101,7 @@ class Copies:
     """Starts a process by exec, once, that makes each worker by a fork of itself.
 
     It has to call channel.serve_copies, and its copies to end when it does: so they end with this
-    process, too. What all workers load is loaded once, and is in memory once.
+    process, too. What all workers need is loaded once.
 
     Args:
       argv, env: as of Execs, of that process.

@@ -1,11 +1,12 @@
-"""The sandbox's worker: a process with numpy and sympy loaded that is copied for each program.
+"""The sandbox's workers: processes with numpy and sympy loaded that are copied for each program.
 
 Importing sympy takes longer than most programs run, and much of it is imported only on first use,
-so it is loaded and exercised once, here. This process has one thread and never sees a job: it
-makes a copy of itself, waits for its end, reports that, and makes the next one. The copy shuts
-itself away, and only then takes its job from a socket. So this process is the same before each
-copy, and where a program's objects lie (many print their address) does not tell what was run
-before. Jobs come and results go by way of a second, small process, see supervisor.py.
+so it is loaded and exercised once, in a process that workers are copies of (see starting.py). A
+worker is two processes. One takes jobs and gives results, see supervisor.py. The other, in here,
+has one thread and never sees a job: it makes a copy of itself, waits for its end, reports that, and
+makes the next one. The copy shuts itself away, and only then takes its job from a socket. So what
+is copied is the same each time, and where a program's objects lie (many print their address) does
+not tell what was run before.
 """
 
 import gc
@@ -44,11 +45,13 @@ def main(argv: Sequence[str]) -> None:
     libraries.use(moved=False)
     warm_up()
     program.prepare()
-    # Here, for all workers: who looks at all modules writes to much memory.
+    # Where programs will find them; from here on this process imports nothing.
     libraries.use(moved=argv[0] != "landlock")
     _hide_package()
     gc.collect()
     gc.freeze()
+    if argv[0] == "landlock":
+        memory.move_to_file()  # its workers have no /proc
     serve_copies(int(argv[2]), lambda channel: _work(argv[0], limits, libraries, channel))
 
 
@@ -71,8 +74,8 @@ def _work(
     PathFinder.find_spec("of_no_module")  # where to look for modules is looked into once
     template = Template(isolation, programs, writer)
     gc.freeze()
-    # Here, though so each worker has its own: what it has read or written to since it was copied,
-    # it would have copied for each program.
+    # Not before, though it would be one file for all workers: the page table of what a worker has
+    # looked at or written to since then would be copied for each program.
     memory.move_to_file()
     isolation.set_limits()
     os.write(writer, READY.pack(time.monotonic() - started))
