@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import struct
 
@@ -70,7 +71,7 @@ def setns(fd: int, flags: int) -> None:
 
 
 class End:
-    """How a process ended, as the kernel reports it."""
+    """How a process ended, as the kernel reports it, and what all waited for so far have used."""
 
     # The wait status, then struct rusage, whose first fields are user and system time, each in
     # whole seconds and microseconds.
@@ -83,12 +84,15 @@ class End:
         self._status, self._usage = ctypes.c_void_p(address), ctypes.c_void_p(address + 8)
 
     def wait(self, pid: int) -> None:
-        """Waits for a child. Makes no object that outlives the call."""
-        _check(_libc.wait4(pid, self._status, 0, self._usage), "wait4")
+        """Waits for a child. Leaves the memory that objects are made in exactly as it was."""
+        # With two pointers in one call, ctypes would make and free two objects in the same order:
+        # the next call would find their places exchanged.
+        _check(_libc.waitpid(pid, self._status, 0), "waitpid")
+        _check(_libc.getrusage(resource.RUSAGE_CHILDREN, self._usage), "getrusage")
 
     @classmethod
     def parse(cls, memory: bytes) -> tuple[int, float]:
-        """The wait status and the seconds of processor time, its own and waited-for children's."""
+        """The wait status, and seconds of processor time of all children so far and of theirs."""
         status, *times = cls._FIELDS.unpack_from(memory)
         return status, times[0] + times[2] + (times[1] + times[3]) / 1e6
 

@@ -42,6 +42,8 @@ class Supervisor:
         self._outside = outside
         self._timeout_s = limits.timeout_s
         self._start_timeout_s = limits.grace_s / 2
+        self._used_s = 0.0
+        """Processor time of the programs until now."""
 
     def serve(self, channel: Channel) -> NoReturn:
         """Answers the pool's jobs, until either side has gone or the worker is to be replaced."""
@@ -100,7 +102,8 @@ class Supervisor:
         if begun is None:
             return {"failed": "the program's process was not confined"}
         os.close(begun.pidfd)
-        wait_status, cpu_s = linux.End.parse(report)
+        wait_status, used_s = linux.End.parse(report)
+        cpu_s, self._used_s = max(0.0, used_s - self._used_s), used_s
         return {
             "wait_status": wait_status,
             "in_time": in_time,
