@@ -5,14 +5,17 @@ job, with "last": true if it wants to be replaced.
 """
 
 import json
+import os
 import socket
 import struct
+import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 HEADER = struct.Struct(">I")
 _MAX_FILES = 16
+ORIGIN_READY = b"ready"
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -78,3 +81,49 @@ def serve(channel: Channel, handle: Callable[[dict], dict], info: Mapping[str, A
     channel.send({"ready": dict(info)})
     while (message := channel.receive()) is not None:
         channel.send({"id": message["id"], "reply": handle(message["job"])})
+
+
+def serve_copies(fd: int, work: Callable[[int], NoReturn]) -> None:
+    """Makes a worker, as a fork of this process, for each descriptor that the pool sends; until it
+    goes away.
+
+    Args:
+      fd: of the socket to the pool (see starting.py).
+      work: what a worker does, given its socket to the pool. It has to ask to be ended with this
+        process.
+    """
+    with socket.socket(fileno=fd) as pool:
+        pool.send(ORIGIN_READY)
+        while files := socket.recv_fds(pool, 1, 1)[1]:
+            _reap()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                pool.send(f"no fork: {error}".encode())
+            else:
+                if pid == 0:
+                    _work(work, pool, files[0])
+                copy = os.pidfd_open(pid)
+                socket.send_fds(pool, [str(pid).encode()], [copy])
+                os.close(copy)
+            os.close(files[0])
+
+
+def _reap() -> None:
+    """Lets go of the numbers of copies that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _work(work: Callable[[int], NoReturn], pool: socket.socket, fd: int) -> NoReturn:
+    try:
+        pool.close()
+        os.setsid()  # Ctrl-C in the terminal is the trainer's to handle
+        work(fd)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)

@@ -1,7 +1,7 @@
 """A pool of killable worker processes, shared by the sandbox and the graders.
 
-A worker is a separate program, started by exec and never by a fork of this process: a fork of a
-process that holds accelerator threads can deadlock. Each worker has its own socket and at most
+A worker is a separate program, never a fork of this process (see starting.py): a fork of a process
+that holds accelerator threads can deadlock. Each worker has its own socket and at most
 one job in flight, so a job that hangs or kills its worker harms no other job: the worker is
 killed at the job's deadline and replaced. Messages are length-prefixed JSON, never pickle, and a
 reply is checked before it is believed, because a worker may have run hostile input.
@@ -21,9 +21,7 @@ import json
 import logging
 import os
 import selectors
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +30,7 @@ from concurrent.futures import Future
 from typing import Any, Generic, Literal, TypeVar
 
 from cir_jax.channel import HEADER, MAX_MESSAGE_BYTES, encode
+from cir_jax.starting import Copies, Execs, Process, Starter
 
 Result = TypeVar("Result")
 FailureReason = Literal["died", "timeout"]
@@ -42,12 +41,6 @@ _PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import {module} as m; m.main(sys.argv[2:])"
 
 logger = logging.getLogger(__name__)
-
-
-def _has_ended(process: subprocess.Popen) -> bool:
-    """Whether it has, without reaping it: its number stays taken until its group is killed."""
-    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    return os.waitid(os.P_PID, process.pid, flags) is not None
 
 
 class TryAgain(Exception):
@@ -116,7 +109,7 @@ class _Job:
 
 @dataclasses.dataclass(eq=False)
 class _Worker:
-    process: subprocess.Popen
+    process: Process
     socket: socket.socket
     deadline: float
     """Monotonic time at which the worker is given up: of its start, later of its job."""
@@ -146,6 +139,8 @@ class WorkerPool(Generic[Result]):
       max_jobs_per_worker: a worker is replaced after so many.
       start_timeout_s: limit for a worker to become ready.
       env: the whole environment of the workers; None inherits.
+      copied: whether the program makes the workers, as copies of itself (see starting.py): then its
+        `main` gets, last, the number of a socket for that.
     """
 
     # In a row, until the first worker is ready: then it is the program or the machine that does
@@ -171,12 +166,18 @@ class WorkerPool(Generic[Result]):
         start_timeout_s: float = 120.0,
         env: Mapping[str, str] | None = None,
         interpreter: str = sys.executable,
+        copied: bool = False,
     ):
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {num_workers}")
         boot = _BOOT.format(module=module)
-        self._argv = [interpreter, "-P", "-c", boot, _PACKAGE_PARENT, *args]
-        self._env = None if env is None else dict(env)
+        argv = [interpreter, "-P", "-c", boot, _PACKAGE_PARENT, *args]
+        env = None if env is None else dict(env)
+        self._starter: Starter = Execs(argv, env)
+        if copied:
+            self._starter = Copies(
+                argv, env, timeout_s=start_timeout_s, is_cancelled=lambda: self._closing
+            )
         self._num_workers = num_workers
         self._num_processes = num_workers + num_spares
         self._timeout_s, self._grace_s = timeout_s, grace_s
@@ -197,7 +198,7 @@ class WorkerPool(Generic[Result]):
 
         # Only the dispatcher thread touches what follows.
         self._workers: list[_Worker] = []
-        self._dying: list[subprocess.Popen] = []
+        self._dying: list[Process] = []
         self._max_failures = self._MAX_FIRST_FAILURES
         self._starts, self._hand_overs = _Patience(), _Patience()
         self._selector = selectors.DefaultSelector()
@@ -303,26 +304,20 @@ class WorkerPool(Generic[Result]):
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _start_missing(self) -> None:
-        self._dying = [p for p in self._dying if p.poll() is None]
-        while not self._broken and self._starts.over and len(self._workers) < self._num_processes:
+        self._dying = [p for p in self._dying if not p.is_gone()]
+        while self._starts.over and len(self._workers) < self._num_processes:
+            if self._broken or self._closing:
+                return
             try:
                 self._start_worker()
             except OSError as error:
-                self._fail(self._starts, f"a worker could not be started ({error})")
+                if not self._closing:
+                    self._fail(self._starts, f"a worker could not be started ({error})")
 
     def _start_worker(self) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            process = subprocess.Popen(
-                [*self._argv, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=self._env,
-                cwd="/",
-                # An own session: Ctrl-C in the terminal is the trainer's to handle.
-                start_new_session=True,
-            )
+            process = self._starter.start(theirs.fileno())
             ours = ours.detach()
         connection = socket.socket(fileno=ours)
         connection.setblocking(False)
@@ -343,7 +338,7 @@ class WorkerPool(Generic[Result]):
         num_busy = sum(w.job is not None for w in self._workers)
         idle = [w for w in self._workers if w.info is not None and w.job is None]
         for worker in idle:
-            if _has_ended(worker.process):
+            if worker.process.has_ended():
                 self._lose(worker, "died")  # before it could cost a job one of its attempts
                 continue
             can_run = num_busy < self._num_workers and self._hand_overs.over
@@ -504,10 +499,7 @@ class WorkerPool(Generic[Result]):
         worker.socket.close()
         with self._lock:
             self._workers.remove(worker)
-        try:
-            os.killpg(worker.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            worker.process.kill()
+        worker.process.kill()
         self._dying.append(worker.process)
 
     def _count(self, name: str) -> None:
@@ -531,11 +523,13 @@ class WorkerPool(Generic[Result]):
         self._give_up(self._broken or "the pool is closed")
         for worker in list(self._workers):
             self._kill(worker)
+        deadline = time.monotonic() + 5
+        while self._dying and time.monotonic() < deadline:
+            self._dying = [p for p in self._dying if not p.is_gone()]
+            time.sleep(0.001)
         for process in self._dying:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                logger.error("worker %d outlives SIGKILL", process.pid)
+            logger.error("worker %d outlives SIGKILL", process.pid)
+        self._starter.close()
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()

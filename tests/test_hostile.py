@@ -257,16 +257,23 @@ def test_the_trainers_threads_are_not_the_programs(public_python):
 # canaries' attacks on a file of its own user's.
 OLD_LANDLOCK = """
 import os, sys
-from cir_jax.sandbox import canary, isolation, linux
+from cir_jax.sandbox import canary, isolation, linux, runtime
 from cir_jax.sandbox.limits import Limits
 linux.landlock_version = lambda: {version}
 limits = Limits()
+libraries = runtime.find()
+
+def stay_outside(child, _):
+    os.waitpid(child, 0)
+    os._exit(0)
+
 with canary._targets() as targets:
     names = [name for name in canary._ATTACKS if "the file" in name or "signal" in name]
     programs = [canary._program(n, canary._ATTACKS[n], targets) for n in names]
     reader, writer = os.pipe()
     if os.fork() == 0:
-        worker = isolation.enter("landlock", limits)
+        worker = isolation.enter("landlock", limits, libraries, stay_outside)
+        worker.set_limits()
         for name, program in zip(names, programs):
             pid = worker.fork()
             if pid == 0:

@@ -219,18 +219,20 @@ def test_same_seed_same_output_on_every_worker(sandbox, other):
     assert run(sandbox, code, seed=6).stdout not in outputs
 
 
-def test_addresses_do_not_tell_what_was_run_before(other):
+def test_addresses_do_not_tell_what_was_run_before():
     code = (
         "class A: pass\ndef f(): pass\n"
         "print(object(), A(), f, lambda: 0, (i for i in []), *map(id, ([1], {1: 1}, 0.1 * 3)))\n"
         "print(*(id(bytes(n)) for n in range(15, 480, 16)))"
     )
-    other.wait_until_ready()  # from then on it is always the same worker's turn
+    between = ["[1] * 10**6", "import os\nos.kill(os.getpid(), 9)", "while True: pass", "1 / 0"]
     outputs = []
-    for i in range(10):
-        outputs.append(run(other, code, seed=3).stdout)
-        if i % 4 == 1:
-            run(other, f"[{i}] * {10**i}", seed=7**i)
+    with Sandbox(dataclasses.replace(LIMITS, timeout_s=0.5), 1, attack=False) as sandbox:
+        sandbox.wait_until_ready()  # from then on it is always the same worker's turn
+        for i, program in enumerate(between):
+            outputs += [run(sandbox, code, seed=3).stdout for _ in range(2)]
+            run(sandbox, program, seed=7**i)
+        outputs.append(run(sandbox, code, seed=3).stdout)
     assert len(set(outputs)) == 1 and " object at 0x" in outputs[0]
 
 
@@ -331,7 +333,7 @@ def test_second_attempts(tmp_path, monkeypatch, seed, status, retries):
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
 
     def make(module, *args, **kwargs):
-        return WorkerPool("fake_zygote", *args, **kwargs)
+        return WorkerPool("fake_zygote", *args, **(kwargs | {"copied": False}))
 
     monkeypatch.setattr(pool_lib, "WorkerPool", make)
     monkeypatch.setattr(probe, "choose_rung", lambda wanted, interpreter: wanted)
@@ -342,32 +344,50 @@ def test_second_attempts(tmp_path, monkeypatch, seed, status, retries):
 
 
 START_LATE = """
-import os, time
+import os, socket, time
 from cir_jax.sandbox import linux, program, zygote
+from cir_jax.sandbox.isolation import Outside
 from cir_jax.sandbox.limits import Limits
+from cir_jax.sandbox.supervisor import Supervisor
 
 class Isolation:
     def __init__(self, confine):
         self.confine, self.fork = confine, linux.fork
 
+    def wait(self, pid, end):
+        end.wait(pid)
+
+    def limit_tasks(self, num_others):
+        pass
+
 def answer(confine, code=b"print(1)"):
-    supervisor = zygote.Supervisor(Isolation(confine), Limits(timeout_s=0.5, grace_s=2.0))
+    jobs, programs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    reports, writer = os.pipe()
+    outside = Outside("namespaces", -1, counts_apart=True)
+    supervisor = Supervisor(jobs, reports, outside, Limits(timeout_s=0.5, grace_s=2.0))
     files = [os.memfd_create("file") for _ in range(3)]
     os.write(files[0], code)
+    if os.fork() == 0:
+        zygote.Template(Isolation(confine), programs, writer).run_one()
+        os._exit(0)
+    os.close(writer)
     started = time.monotonic()
     reply = supervisor.run(files, 0)
     return reply, time.monotonic() - started
 
-program.prepare("/tmp")
+program.prepare()
+program.settle("/tmp")
 # Confined only after the time that a program has: that is not the program's time.
 reply, seconds = answer(lambda: time.sleep(0.7))
 assert reply["in_time"] and reply["wall_s"] < 0.5 < seconds, reply
 reply, seconds = answer(lambda: time.sleep(0.7), b"while True: pass")
 assert not reply["in_time"] and 0.5 <= reply["wall_s"] < 1.0 and seconds >= 1.2, reply
-# Ended or stuck before it began: the program has nothing to do with it.
+# Ended, failed or stuck before it began: the program has nothing to do with it.
 assert "failed" in answer(lambda: os.kill(os.getpid(), 9))[0]
-reply, seconds = answer(lambda: time.sleep(60))
+assert "failed" in answer(lambda: 1 / 0)[0]
+reply, seconds = answer(lambda: time.sleep(4))
 assert "failed" in reply and 1.5 <= seconds < 3, (reply, seconds)  # its time and half the grace
+assert answer(lambda: os.kill(os.getppid(), 9))[0] is None
 """
 
 

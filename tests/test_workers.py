@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 WORKER = """
 import os, signal, struct, sys, time
-from cir_jax.channel import Channel, serve
+from cir_jax.channel import Channel, serve, serve_copies
 from cir_jax.prctl import die_with_parent
 
 channel = None
@@ -44,13 +44,26 @@ def handle(job):
         os.write(channel.fileno(), struct.pack(">I", 2**32 - 1))
     return {"value": kind, "pid": os.getpid()}
 
-def main(argv):
+def work(fd):
     global channel
-    if argv[0] == "broken":
-        sys.exit(1)
     die_with_parent()
-    channel = Channel(int(argv[-1]))
-    serve(channel, handle, {"greeting": argv[0]})
+    channel = Channel(fd)
+    serve(channel, handle, {"greeting": greeting})
+    os._exit(0)
+
+def main(argv):
+    global greeting
+    greeting = argv[0]
+    if greeting == "broken":
+        sys.exit(1)
+    if greeting == "slow":
+        time.sleep(1000)
+    if greeting == "copied":
+        greeting = os.getpid()
+        die_with_parent()
+        serve_copies(int(argv[-1]), work)
+    else:
+        work(int(argv[-1]))
 """
 
 
@@ -151,13 +164,13 @@ def failing(times, function, number):
 def test_want_of_resources_passes(make_pool, monkeypatch, tmp_path):
     """Neither the pool nor a job ends because a process or a descriptor is not to be had."""
     monkeypatch.setattr(
-        "cir_jax.workers.subprocess.Popen", failing(2, subprocess.Popen, errno.EAGAIN)
+        "cir_jax.starting.subprocess.Popen", failing(2, subprocess.Popen, errno.EAGAIN)
     )
     pool = make_pool(num_outputs=1)
     assert run(pool, "echo", 1)[0] == 1  # after pauses of 0.1 and 0.2 s
     # More than would end it at the start.
     monkeypatch.setattr(
-        "cir_jax.workers.subprocess.Popen", failing(4, subprocess.Popen, errno.ENOMEM)
+        "cir_jax.starting.subprocess.Popen", failing(4, subprocess.Popen, errno.ENOMEM)
     )
     assert run(pool, "exit_once", marker=str(tmp_path / "marker"))[0] == "exit_once"
     before = pool.stats()["retries"]
@@ -250,6 +263,46 @@ def test_workers_that_do_not_start_raise(make_pool):
         pool.wait_until_ready()
     with pytest.raises(RuntimeError, match="did not start"):
         pool.submit({"kind": "echo"})
+
+
+def test_workers_are_copies_of_one_process(make_pool, tmp_path):
+    pool = make_pool("copied", copied=True)
+    pool.wait_until_ready()
+    (origin,) = {worker["greeting"] for worker in pool.stats()["workers"]}
+    pids = pool.stats()["pids"]
+    assert len(set(pids)) == 3 and set(pids) <= set(descendants(origin))
+    assert all(os.getsid(pid) == pid for pid in pids)
+    # Each can be killed and replaced without the others.
+    assert run(pool, "exit_once", marker=str(tmp_path / "marker"))[0] == "exit_once"
+    assert run(pool, "hang") == ("failed", "timeout")
+    pool.wait_until_ready()
+    assert len(set(pids) & set(pool.stats()["pids"])) == 1
+    assert {worker["greeting"] for worker in pool.stats()["workers"]} == {origin}
+    # Without it they end, and there is another.
+    future = pool.submit({"kind": "sleep", "value": 0.2})
+    time.sleep(0.1)
+    os.kill(origin, signal.SIGKILL)
+    assert future.result(30)[0] == "sleep"
+    pool.wait_until_ready()
+    (another,) = {worker["greeting"] for worker in pool.stats()["workers"]}
+    left = [another, *pool.stats()["pids"]]
+    assert another != origin and all(map(is_alive, left))
+    pool.close()
+    assert not any(map(is_alive, [origin, *left]))
+
+
+def test_copies_that_do_not_start_raise(make_pool):
+    pool = make_pool("broken", copied=True)
+    with pytest.raises(RuntimeError, match="did not start: it has ended"):
+        pool.submit({"kind": "echo"}).result(30)
+    pool = make_pool("slow", copied=True, start_timeout_s=0.3)
+    with pytest.raises(RuntimeError, match="did not start: no answer after 0.3 s"):
+        pool.submit({"kind": "echo"}).result(30)
+    started = time.monotonic()
+    pool = make_pool("slow", copied=True)
+    time.sleep(0.2)
+    pool.close()  # does not wait for it
+    assert time.monotonic() - started < 5
 
 
 def test_close_is_idempotent_and_leaves_nothing(make_pool):

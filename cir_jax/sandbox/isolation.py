@@ -18,7 +18,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NoReturn
 
 from cir_jax.prctl import die_with_parent
 from cir_jax.sandbox import landlock, linux, namespaces, runtime, seccomp
@@ -50,19 +50,19 @@ _libc.signal.restype = ctypes.c_void_p
 
 
 class Isolation:
-    """The worker's side of a rung; made by `enter`."""
+    """A rung, inside: of the process that is copied for each program; made by `enter`."""
 
-    def __init__(self, rung: Rung, limits: Limits, count_tasks: Callable[[], int], last_pid: int):
+    def __init__(self, rung: Rung, limits: Limits, last_pid: int):
         """See `enter`.
 
         Args:
-          count_tasks: what the kernel counts against a program's number of tasks besides its own.
           last_pid: descriptor of _LAST_PID, or -1.
         """
         self.rung = rung
         self._limits = limits
-        self._count_tasks = count_tasks
         self._last_pid = last_pid
+        if rung == "namespaces":
+            self._own = os.pidfd_open(os.getpid())
         # What a program's process can inherit is done here, once: each page of memory that it
         # writes to has to be copied first.
         if rung == "namespaces":
@@ -70,17 +70,16 @@ class Isolation:
         # A program that shares its worker's namespace can send it signals. Only this one has a
         # handler, so that the kernel would deliver it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._scratch = _describe("/tmp") if rung == "namespaces-flat" else None
         # Without namespaces the program's own number is part of the filter.
         self._filter = None if rung == "landlock" else self._make_filter(0)
-        self._set_limits()
         linux.set_no_new_privileges()
 
     def _make_filter(self, pid: int) -> linux.Filter:
         allow = self._limits.allow_processes
         return linux.Filter(seccomp.build(_SIGNALS[self.rung], allow_processes=allow, pid=pid))
 
-    def _set_limits(self) -> None:
+    def set_limits(self) -> None:
+        """Sets most of a program's limits for this process; each program inherits them."""
         limits = self._limits
         for kind, value in (
             (resource.RLIMIT_AS, limits.memory_bytes),
@@ -97,20 +96,29 @@ class Isolation:
     def fork(self) -> int:
         """Forks the calling process; the child is the program's and has to call `confine`.
 
-        On rung namespaces it can be called once only: all further children would be in the child's
-        namespace.
+        In the caller it makes no object that outlives the call, and neither does `wait`.
         """
-        self._num_tasks = self._limits.num_tasks + self._count_tasks()
         if self.rung != "namespaces":
             return linux.fork()
         if self._last_pid >= 0:
             # Else a program's number in /proc would say how many have been before it.
             os.pwrite(self._last_pid, _PROGRAMS_PID, 0)
+        # A process may leave its namespace for its children once; but it may also go back.
+        linux.setns(self._own, linux.CLONE_NEWPID)
         linux.unshare(linux.CLONE_NEWPID)
         return linux.fork()
 
+    def wait(self, pid: int, end: linux.End) -> None:
+        """Waits for a program's process, and ends what it has left."""
+        end.wait(pid)
+        if self.rung == "namespaces-flat":
+            linux.kill_all()  # elsewhere the kernel has done it, or there can be nothing
+
     def confine(self) -> None:
-        """In the program's process: takes all rights away for good."""
+        """In the program's process: takes all rights away for good.
+
+        But for the number of its tasks: `limit_tasks` is for when it begins.
+        """
         # Else kill(0) would reach the worker. It stays in the worker's session, as the kernel may
         # give each session an equal share of the cores.
         os.setpgid(0, 0)
@@ -121,9 +129,6 @@ class Isolation:
             os.chdir("/tmp")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _limit(resource.RLIMIT_CPU, cpu_limit_s(self._limits))
-        # Not of the worker: where it is counted by user, the trainer's threads could keep it from
-        # forking.
-        _limit(resource.RLIMIT_NPROC, self._num_tasks)
         linux.drop_capabilities()
         if self.rung == "landlock":
             die_with_parent()
@@ -131,19 +136,44 @@ class Isolation:
         linux.set_dumpable(True)  # it may look at itself in /proc
         self._filter.install()
 
+    def limit_tasks(self, num_others: int) -> None:
+        """In the program's process. Args: num_others: see Outside.count_tasks."""
+        # Not of the worker: where it is counted by user, the trainer's threads could keep it from
+        # forking.
+        _limit(resource.RLIMIT_NPROC, self._limits.num_tasks + num_others)
+
+
+class Outside:
+    """A rung, seen from outside of its process namespace: of the worker's first process."""
+
+    def __init__(self, rung: Rung, load: int, *, counts_apart: bool):
+        """See `enter`.
+
+        Args:
+          load: descriptor of /proc/loadavg, or -1.
+          counts_apart: whether the kernel counts the tasks in the worker's namespaces apart from
+            the user's others.
+        """
+        self.rung = rung
+        self.files = [] if load < 0 else [load]
+        """Descriptors that have to stay open."""
+        self._load = load
+        self._counts_apart = counts_apart
+        self._scratch: tuple = ()
+
+    def look(self) -> None:
+        """Once the inside is ready: how /tmp should be."""
+        self._scratch = _describe("/tmp")
+
+    def count_tasks(self) -> int:
+        """What the kernel counts against a program's number of tasks besides its own."""
+        return _NUM_WORKER_TASKS if self._counts_apart else _count_tasks(self._load) + _MORE_TASKS
+
     def clear_up(self) -> bool:
-        """After a program's end: whether nothing of it is left."""
+        """After the end of a program's processes: whether nothing of it is left."""
         if self.rung != "namespaces-flat":
             return True  # the kernel has done it, or there can be nothing
-        while True:
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                deadline = time.monotonic() + _WIPE_S
-                return _empty("/tmp", deadline) and _describe("/tmp") == self._scratch
-            os.kill(-1, signal.SIGKILL)  # all but the caller, in its own namespace
-            time.sleep(0.001)
+        return _empty("/tmp", time.monotonic() + _WIPE_S) and _describe("/tmp") == self._scratch
 
 
 def cpu_limit_s(limits: Limits) -> int:
@@ -151,38 +181,48 @@ def cpu_limit_s(limits: Limits) -> int:
     return int(limits.timeout_s) + 3
 
 
-def enter(rung: Rung, limits: Limits) -> Isolation:
-    """Isolates the calling process, which must have one thread and not yet be large.
+def enter(
+    rung: Rung,
+    limits: Limits,
+    libraries: runtime.Runtime,
+    stay_outside: Callable[[int, Outside], NoReturn],
+) -> Isolation:
+    """Isolates the calling process, which must have one thread.
 
-    On the rungs with namespaces it returns in a child of the caller: process 1 of the new
-    namespace. The caller itself only waits for that child and ends with it.
+    It returns in a child of the caller: on the rungs with namespaces, process 1 of the new one. The
+    caller itself goes on with `stay_outside`, which gets the child's number, and from whose end the
+    child dies. It shares the child's mounts, user and lack of rights.
 
     Raises:
       OSError: this machine does not let it; the message says what.
-      ModuleNotFoundError: the interpreter lacks numpy or sympy.
     """
     os.umask(0o022)
     _prefer_for_oom_kills()
-    _give_way()
-    libraries = runtime.find()
+    _have_session_give_way()
     # Opened while this process sees the host's /proc, with rights to use it.
     last_pid = _open(_LAST_PID, os.O_WRONLY) if rung == "namespaces" else -1
     load = _open("/proc/loadavg", os.O_RDONLY)
     own_users = False
     if rung == "landlock":
         _enter_landlock(libraries)
+        child = os.fork()
     else:
         flat = rung == "namespaces-flat"
-        own_users = _enter_namespaces(libraries, flat=flat, limits=limits)
-    libraries.use(moved=rung != "landlock")
+        child, own_users = _enter_namespaces(libraries, flat=flat, limits=limits)
+    if child:
+        counts_apart = own_users and _counts_by_namespace()
+        linux.set_dumpable(False)
+        stay_outside(child, Outside(rung, load, counts_apart=counts_apart))
+    die_with_parent()
     linux.set_dumpable(False)  # programs of the same user can neither trace nor read it
-    if own_users and _counts_by_namespace():
-        return Isolation(rung, limits, lambda: _NUM_WORKER_TASKS, last_pid)
-    return Isolation(rung, limits, lambda: _count_tasks(load) + _MORE_TASKS, last_pid)
+    return Isolation(rung, limits, last_pid)
 
 
-def _enter_namespaces(libraries: runtime.Runtime, *, flat: bool, limits: Limits) -> bool:
-    """Returns whether the new namespaces include one of users."""
+def _enter_namespaces(
+    libraries: runtime.Runtime, *, flat: bool, limits: Limits
+) -> tuple[int, bool]:
+    """Forks. Returns the child's number (0 in the child), and whether the new namespaces include
+    one of users."""
     uid = namespaces.dedicated_uid()
     as_root = namespaces.can_change_user(uid)
     if as_root:
@@ -203,17 +243,15 @@ def _enter_namespaces(libraries: runtime.Runtime, *, flat: bool, limits: Limits)
         namespaces.become(namespaces.INNER_ID if inner else uid)
         linux.drop_capabilities()
         die_with_parent()  # a change of user forgets it, so it is asked for after that
-        namespaces.guard(child)
+        return child, inner
     namespaces.build_root(libraries, namespaces.INNER_ID if inner else None)
-    die_with_parent()
     linux.drop_bounding_set()
     if flat:
         namespaces.mount_scratch(limits)
         if last_user is not None:
             namespaces.become(last_user)
-            die_with_parent()
         linux.drop_capabilities()
-    return last_user is None
+    return 0, inner
 
 
 def _enter_landlock(libraries: runtime.Runtime) -> None:
@@ -241,9 +279,12 @@ def _prefer_for_oom_kills() -> None:
         pass  # not everywhere allowed, and only a preference
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Cores are first the trainer's, for this process and those that it starts."""
     os.nice(_NICENESS)
+
+
+def _have_session_give_way() -> None:
     if os.getsid(0) != os.getpid():
         return  # the session is another's
     try:
@@ -262,8 +303,8 @@ def _open(path: str, flags: int) -> int:
         return -1
 
 
-_NUM_WORKER_TASKS = 3
-"""The process that waits for the namespace's first, that, and the program's supervisor."""
+_NUM_WORKER_TASKS = 2
+"""The process outside, and the one that is copied for each program."""
 _MORE_TASKS = 1024
 """How many a user's other processes may start while a program runs."""
 

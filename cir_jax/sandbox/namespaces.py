@@ -8,9 +8,6 @@ interpreter; there is no /etc of the host's, no /home, no /sys and no device but
 
 import os
 import pwd
-import select
-import sys
-from typing import NoReturn
 
 from cir_jax.sandbox import linux
 from cir_jax.sandbox.limits import Limits
@@ -196,15 +193,3 @@ def mount_scratch(limits: Limits) -> None:
     """A fresh file system on /tmp (where /dev/shm points, too), the only one to write to."""
     options = f"size={limits.scratch_bytes},nr_inodes={limits.num_scratch_files},mode=1777"
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
-
-
-def guard(child: int) -> NoReturn:
-    """Waits for the first process of the namespace and ends as it did."""
-    sys.stdin = None
-    os.closerange(3, 2**16)  # the pool must see the end of the child's socket, not of this copy
-    poll = select.poll()
-    pidfd = os.pidfd_open(child)
-    poll.register(pidfd, select.POLLIN)
-    poll.poll()
-    _, status = os.waitpid(child, 0)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)

@@ -24,10 +24,11 @@ What is NOT covered:
 A program that runs out of time because it waited for a core runs once more. How long it waited is
 known of its first thread only, and not at all on `landlock` and where there is no /proc.
 
-One thread of this process feeds the workers, which are started by exec: this process never forks.
-A process apart for that would keep the workers busier while python code holds this interpreter's
-lock (if that code never pauses, a third of the throughput of trivial programs is lost), but would
-be one more thing that can die. No deadline depends on the thread: the workers enforce it.
+One thread of this process feeds the workers, which are copies of a process that is started by exec:
+this process never forks. A process apart for that would keep the workers busier while python code
+holds this interpreter's lock (if that code never pauses, a third of the throughput of trivial
+programs is lost), but would be one more thing that can die. No deadline depends on the thread: the
+workers enforce it.
 """
 
 import dataclasses
@@ -100,6 +101,7 @@ class Sandbox:
             retry_timeouts=True,
             env=ENVIRONMENT,
             interpreter=interpreter,
+            copied=True,
         )
         try:
             if attack:

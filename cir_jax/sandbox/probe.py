@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import traceback
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
-from cir_jax.sandbox import isolation, linux, seccomp
+from cir_jax.sandbox import isolation, linux, runtime, seccomp
 from cir_jax.sandbox.environment import ENVIRONMENT
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.isolation import Rung
@@ -96,27 +96,43 @@ def _in_child(rung: Rung) -> str:
 def _try(rung: Rung, writer: int) -> None:
     said = "works"
     try:
-        # Above the pipe there is nothing to keep; the isolation closes it in processes apart.
-        worker = isolation.enter(rung, Limits())
-        pid = worker.fork()
-        if pid == 0:
-            try:
-                worker.confine()
-            except OSError as error:
-                os.write(writer, str(error).encode())
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if status:
-            said = ""  # the program's process has said why
-        elif not worker.clear_up():
-            said = "/tmp cannot be emptied"
+        libraries = runtime.find()
+        worker = isolation.enter(
+            rung, Limits(), libraries, lambda child, _: _wait_for(child, writer)
+        )
+        worker.set_limits()
+        # The first leaves the worker able to make another.
+        for _ in range(2):
+            if not _run_program(worker, writer):
+                said = ""  # the program's process has said why
+                break
     except (OSError, ImportError, KeyError) as error:
         said = str(error)
     except BaseException:
         said = traceback.format_exc()
     os.write(writer, said.encode())
     os._exit(0)
+
+
+def _wait_for(child: int, writer: int) -> NoReturn:
+    os.close(writer)
+    os.waitpid(child, 0)
+    os._exit(0)
+
+
+def _run_program(worker: isolation.Isolation, writer: int) -> bool:
+    """Whether a process for a program can be had."""
+    pid = worker.fork()
+    if pid == 0:
+        try:
+            worker.confine()
+        except OSError as error:
+            os.write(writer, str(error).encode())
+            os._exit(1)
+        os._exit(0)
+    end = linux.End()
+    worker.wait(pid, end)
+    return linux.End.parse(end.memory)[0] == 0
 
 
 def describe() -> dict[str, str]:

@@ -40,12 +40,8 @@ def run(code: bytes) -> NoReturn:
         _exit(status)
 
 
-def prepare(folder: str) -> None:
-    """In the worker: what all programs find, `folder` being where they run.
-
-    Also does once what `run` does before and after a program's own code, to have it loaded.
-    """
-    settle(folder)
+def prepare() -> None:
+    """Does once what `run` does before and after a program's own code, to have it loaded."""
     linecache.getlines(_FILENAME)
     try:
         exec(compile(_parse(b"1 / 0"), _FILENAME, "exec"), {})

@@ -49,7 +49,7 @@ class Runtime:
         """Makes imports of this process go to these folders alone.
 
         Args:
-          moved: whether to where `inside` says.
+          moved: whether to where `inside` says, for when that is where they are.
         """
         sys.path[:] = self._visible(sys.path, moved)
         for module in list(sys.modules.values()):

@@ -1,62 +1,109 @@
-"""The sandbox's worker: a process with numpy and sympy loaded that is copied for each program.
+"""The sandbox's workers: processes with numpy and sympy loaded that are copied for each program.
 
 Importing sympy takes longer than most programs run, and much of it is imported only on first use,
-so it is loaded and exercised once, here. This process has one thread and never runs or parses
-model code. What is said of a program is its wait status and times; nobody here looks at what the
-program wrote, which lies in memory files of the trainer's.
-
-Each job is a supervisor's: a copy of this process that reads it, forks the program's process,
-waits for that, and replies. So this process itself is the same before each job, and where a
-program's objects lie (many print their address) does not tell what was run before. Only on rung
-namespaces-flat, where programs can signal all but the namespace's first process, is that one the
-supervisor of all of them, and addresses differ.
+so it is loaded and exercised once, in a process that workers are copies of (see starting.py). A
+worker is two processes. One takes jobs and gives results, see supervisor.py. The other, in here,
+has one thread and never sees a job: it makes a copy of itself, waits for its end, reports that, and
+makes the next one. The copy shuts itself away, and only then takes its job from a socket. So what
+is copied is the same each time, and where a program's objects lie (many print their address) does
+not tell what was run before.
 """
 
 import gc
 import json
 import os
-import select
-import signal
-import struct
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from importlib.machinery import PathFinder
+from typing import NoReturn
 
-from cir_jax.channel import Channel
+from cir_jax.channel import Channel, serve_copies
 from cir_jax.prctl import die_with_parent
 from cir_jax.sandbox import isolation as isolation_lib
-from cir_jax.sandbox import linux, program
+from cir_jax.sandbox import linux, memory, program, runtime
 from cir_jax.sandbox.limits import Limits
+from cir_jax.sandbox.supervisor import BEGUN, READY, Supervisor
 
-_TIME = struct.Struct("d")
-_LAST = 3  # exit status of a supervisor after which no other job is to be done
+_JOB_BYTES = 2**16
+_NUM_REHEARSALS = 3
 
 
 def main(argv: Sequence[str]) -> None:
-    """Args: rung, limits as JSON, and the number of the socket's descriptor."""
-    started = time.monotonic()
+    """Makes workers for a pool. Args: rung, limits as JSON, and the number of the socket's
+    descriptor."""
     if linux.fix_addresses():
-        # Addresses, and orders and texts that follow from them, do not depend on chance. They may
-        # still differ between workers, whose starts differ in small things.
+        # Addresses, and orders and texts that follow from them, do not depend on chance.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    die_with_parent()
     # The real one names folders of the host's.
     linux.set_command_line("cir_jax sandbox")
+    isolation_lib.give_way()
     limits = Limits(**json.loads(argv[1]))
-    isolation = isolation_lib.enter(argv[0], limits)
-    channel = Channel(int(argv[2]))
+    libraries = runtime.find()
+    libraries.use(moved=False)
     warm_up()
-    program.prepare("/" if isolation.rung == "landlock" else "/tmp")
+    program.prepare()
+    # Where programs will find them; from here on this process imports nothing.
+    libraries.use(moved=argv[0] != "landlock")
     _hide_package()
-    supervisor = Supervisor(isolation, limits)
     gc.collect()
     gc.freeze()
-    seconds = round(time.monotonic() - started, 3)
-    channel.send({"ready": {"mode": isolation.rung, "start_s": seconds}})
-    answer = supervisor.answer if isolation.rung == "namespaces-flat" else supervisor.delegate
-    while answer(channel):
-        pass
+    if argv[0] == "landlock":
+        memory.move_to_file()  # its workers have no /proc
+    serve_copies(int(argv[2]), lambda channel: _work(argv[0], limits, libraries, channel))
+
+
+def _work(
+    rung: isolation_lib.Rung, limits: Limits, libraries: runtime.Runtime, channel: int
+) -> NoReturn:
+    """A worker. Args: channel: descriptor of its socket to the pool."""
+    started = time.monotonic()
+    jobs, programs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    reports, writer = os.pipe()
+
+    def supervise(_: int, outside: isolation_lib.Outside) -> NoReturn:
+        _keep_files(channel, jobs.fileno(), reports, *outside.files)
+        Supervisor(jobs, reports, outside, limits).serve(Channel(channel))
+
+    isolation = isolation_lib.enter(rung, limits, libraries, supervise)
+    for fd in (channel, jobs.detach(), reports):
+        os.close(fd)
+    program.settle("/" if rung == "landlock" else "/tmp")
+    PathFinder.find_spec("of_no_module")  # where to look for modules is looked into once
+    template = Template(isolation, programs, writer)
+    gc.freeze()
+    # Not before, though it would be one file for all workers: the page table of what a worker has
+    # looked at or written to since then would be copied for each program.
+    memory.move_to_file()
+    isolation.set_limits()
+    _rehearse(isolation)
+    os.write(writer, READY.pack(time.monotonic() - started))
+    try:
+        while True:
+            template.run_one()
+    except BrokenPipeError:
+        os._exit(0)  # nobody is left to report to
+
+
+def _rehearse(isolation: isolation_lib.Isolation) -> None:
+    """Makes processes for no program: the first leaves things in memory that later ones find."""
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    ours.close()
+    with theirs, open("/dev/null", "wb") as nowhere:
+        template = Template(isolation, theirs, nowhere.fileno())
+        for _ in range(_NUM_REHEARSALS):
+            template.run_one()
+
+
+def _keep_files(*kept: int) -> None:
+    """Closes all descriptors but those of the standard streams and these."""
+    first = 3
+    for fd in (*sorted(kept), 2**16):
+        os.closerange(first, fd)
+        first = fd + 1
 
 
 def _hide_package() -> None:
@@ -98,141 +145,68 @@ def warm_up() -> None:
     sp.latex(sp.Rational(1, 3) + sp.sqrt(2)), sp.sympify("2*x + 1")
 
 
-class Supervisor:
-    """Runs programs and says what came of each."""
+class Template:
+    """Makes a process for each program.
 
-    def __init__(self, isolation: isolation_lib.Isolation, limits: Limits):
+    Args:
+      jobs: socket from which a program's process takes its job.
+      reports: descriptor to report each one's end on.
+    """
+
+    def __init__(self, isolation: isolation_lib.Isolation, jobs: socket.socket, reports: int):
         self._isolation = isolation
-        self._timeout_s = limits.timeout_s
-        self._start_timeout_s = limits.grace_s / 2
-        # A program's process says on it when it began, and closes it before any model code.
-        self._begun, self._say_begun = os.pipe()
-        os.set_blocking(self._begun, False)
+        self._jobs = jobs
+        self._reports = reports
+        self._end = linux.End()
 
-    def delegate(self, channel: Channel) -> bool:
-        """As `answer`, by a copy of this process, which so stays as it is."""
-        # The copy is there before the job is. No object outlives this call, and what comes last
-        # goes first: so memory is free in the same order each time.
-        pid = linux.fork()
+    def run_one(self) -> None:
+        """Runs the next program. Leaves the process's memory as it was, whatever the program."""
+        pid = self._isolation.fork()
         if pid == 0:
-            self._answer_once(channel)
-        return os.waitpid(pid, 0)[1] == 0
+            self._start_program()
+        self._isolation.wait(pid, self._end)
+        os.write(self._reports, self._end.memory)
 
-    def _answer_once(self, channel: Channel) -> NoReturn:
-        """In the copy."""
+    def _start_program(self) -> NoReturn:
+        """In the new process: shuts it away, takes a job and runs it."""
+        number, trouble = self._shut_away()
         try:
-            die_with_parent()
-            os._exit(0 if self.answer(channel) else _LAST)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-
-    def answer(self, channel: Channel) -> bool:
-        """Waits for a job, runs it and replies; False if no more will come."""
-        message = channel.receive()
-        if message is None:
-            return False
-        files = channel.take_files()
-        reply = self.run(files, message["job"]["seed"])
-        for fd in files:
-            os.close(fd)
-        is_clear = self._isolation.clear_up()
-        channel.send({"id": message["id"], "reply": reply, "last": not is_clear})
-        return is_clear
-
-    def run(self, files: Sequence[int], seed: int) -> dict[str, Any]:
-        """Args: descriptors of the code, stdout and stderr; and the program's seed.
-
-        Returns: "wait_status", "in_time", "wall_s" from when it was isolated, "cpu_s" of all its
-          processes that were waited for, and "delay_s", for which a program out of time had been
-          ready but had no core (see _run_delay_s); or "failed" with a reason that has nothing to do
-          with the program.
-        """
-        program.seed(seed)
-        try:
-            forked = time.monotonic()
-            pid = self._isolation.fork()
-        except OSError as error:
-            return {"failed": repr(error)}
-        if pid == 0:
-            self._start_program(files)
-        pidfd = os.pidfd_open(pid)
-        try:
-            begun, in_time = self._wait(pidfd, forked)
-            delay_s = 0.0
-            if not in_time:
-                delay_s = _run_delay_s(pid)
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-        _, wait_status, usage = os.wait4(pid, 0)
-        if begun is None:
-            return {"failed": "the program's process was not confined"}
-        return {
-            "wait_status": wait_status,
-            "in_time": in_time,
-            "wall_s": time.monotonic() - begun,
-            "cpu_s": usage.ru_utime + usage.ru_stime,
-            "delay_s": delay_s,
-        }
-
-    def _start_program(self, files: Sequence[int]) -> None:
-        """In the new process; does not return."""
-        try:
-            code = os.pread(files[0], os.fstat(files[0]).st_size, 0)
-            # Of its own: what a program sets on the worker's, the next would find.
-            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            text, files, _, _ = socket.recv_fds(self._jobs, _JOB_BYTES, 3)
+            if not text:
+                os._exit(0)  # there will be none
             os.dup2(files[1], 1)
             os.dup2(files[2], 2)
-            os.dup2(self._say_begun, 3)
-            os.closerange(4, 2**16)
-            self._isolation.confine()
-            os.write(3, _TIME.pack(time.monotonic()))
-            os.close(3)
+            if trouble:
+                raise trouble
+            num_others, seed = map(int, text.split())
+            self._isolation.limit_tasks(num_others)
+            code = os.pread(files[0], os.fstat(files[0]).st_size, 0)
+            program.seed(seed)
+            begun = BEGUN.pack(time.monotonic(), number)
+            socket.send_fds(self._jobs, [begun], [os.pidfd_open(os.getpid())])
+            os.closerange(3, 2**16)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         program.run(code)
 
-    def _wait(self, pidfd: int, forked: float) -> tuple[float | None, bool]:
-        """When the program began (None: it did not), and whether it ended in time after that."""
-        in_time = _is_ready([pidfd], forked + self._timeout_s)
-        begun = self._read_begun()
-        if in_time:
-            return begun, True
-        if begun is None:
-            limit = forked + self._timeout_s + self._start_timeout_s
-            _is_ready([pidfd, self._begun], limit)
-            begun = self._read_begun()
-        return begun, begun is not None and _is_ready([pidfd], begun + self._timeout_s)
-
-    def _read_begun(self) -> float | None:
+    def _shut_away(self) -> tuple[int, BaseException | None]:
+        """Returns: its number in /proc, and what has failed, for the stderr of the job to come."""
+        number = 0
         try:
-            return _TIME.unpack(os.read(self._begun, _TIME.size))[0]
-        except BlockingIOError:
-            return None
+            # Of its own: what a program sets on the worker's, the next would find.
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            _keep_files(self._jobs.fileno())
+            number = _number_in_proc()
+            self._isolation.confine()
+        except BaseException as error:
+            return number, error
+        return number, None
 
 
-def _is_ready(fds: Sequence[int], deadline: float) -> bool:
-    """Whether one of the descriptors can be read (a process's: it has ended) by the deadline."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    while (left_s := deadline - time.monotonic()) > 0:
-        if poll.poll(left_s * 1000):
-            return True
-    return False
-
-
-def _run_delay_s(pid: int) -> float:
-    """Seconds for which the process's first thread had to wait for a core.
-
-    Other threads and processes of the program do not count. Always 0 on rung landlock, and where
-    /proc is not to be had.
-    """
+def _number_in_proc() -> int:
+    """This process's number there; 0 if there is none."""
     try:
-        with open(f"/proc/{pid}/schedstat") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
+        return int(os.readlink("/proc/self"))
+    except OSError:
+        return 0
