@@ -15,6 +15,8 @@ from cir_jax import mesh as meshes
 _BLOCK = 128
 # Rows that are looked at apart from the others, once no more are left whose token is in doubt.
 _FEW = 4
+# Attempts whose random numbers are made at once.
+_AT_HAND = 4
 
 
 class Sampling(NamedTuple):
@@ -89,10 +91,10 @@ def _sample(logits_VB, keys_B2, positions_B, sampling: Sampling, forced_B):
     scale_B = 1 / jnp.where(greedy_B, 1.0, temperature_B)
     tops_SB = meshes.each_tensor_shard(jnp.max(logits_VB, axis=0))
     top_B = jnp.max(tops_SB, axis=0)
-    drawing = _Drawing(logits_VB, top_B, scale_B, keys_B2, positions_B)
+    drawing = _Drawing(logits_VB, top_B, scale_B, _uniforms(keys_B2, positions_B))
 
     nothing_B = jnp.full(top_B.shape, -jnp.inf)
-    running_NB = drawing.running(nothing_B)
+    running_NB = drawing.running_of_all()
     total_B = jnp.sum(meshes.each_tensor_shard(running_NB[-1]), axis=0)
     # Just below what is allowed, since tokens are drawn from strictly above the floor.
     least_B = jnp.nextafter(top_B + jnp.log(min_p_B) / scale_B, nothing_B)
@@ -153,14 +155,44 @@ def _until(done, body, start):
     return jax.lax.while_loop(lambda carry: ~carry[0], step, (done(start), start))[1]
 
 
+def _ends(weights_NEB: Float[Array, "N E B"]) -> Float[Array, "N B"]:
+    return jnp.cumsum(jnp.sum(weights_NEB, axis=1), axis=0)
+
+
+class _Uniforms(NamedTuple):
+    """A number in [0, 1) of each attempt. The first few are at hand, since to make some costs as
+    much as to make one."""
+
+    keys_B2: UInt32[Array, "B 2"]
+    first_BA: Float[Array, "B A"]
+
+    def of(self, attempt: Int[Array, ""]) -> Float[Array, " B"]:
+        def later(key):
+            return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), attempt))
+
+        count = self.first_BA.shape[1]
+        return jax.lax.cond(
+            attempt < count,
+            lambda: jnp.take(self.first_BA, attempt, axis=1, mode="clip"),
+            lambda: jax.vmap(later)(self.keys_B2),
+        )
+
+
+def _uniforms(keys_B2: UInt32[Array, "B 2"], positions_B: Int[Array, " B"]) -> _Uniforms:
+    def of_row(key, position):
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+        return jax.random.key_data(key), jax.random.uniform(key, (_AT_HAND,))
+
+    return _Uniforms(*jax.vmap(of_row)(keys_B2, positions_B))
+
+
 class _Drawing(NamedTuple):
     """Looks uniform numbers up in running sums of exp((logit - top) scale)."""
 
     logits_VB: Float[Array, "V B"]
     top_B: Float[Array, " B"]
     scale_B: Float[Array, " B"]
-    keys_B2: UInt32[Array, "B 2"]
-    positions_B: Int[Array, " B"]
+    uniforms: "_Uniforms"
 
     def _blocks(self) -> Float[Array, "N E B"]:
         V, B = self.logits_VB.shape
@@ -176,20 +208,19 @@ class _Drawing(NamedTuple):
 
     def running(self, floor_B: Float[Array, " B"]) -> Float[Array, "N B"]:
         """Weight of the tokens above the floor, up to the end of each block."""
-        return jnp.cumsum(jnp.sum(self._weights(self._blocks(), floor_B), axis=1), axis=0)
+        return _ends(self._weights(self._blocks(), floor_B))
+
+    def running_of_all(self) -> Float[Array, "N B"]:
+        """The same without a floor; on a CPU, there is a faster kernel for what selects nothing."""
+        return _ends(jnp.exp((self._blocks() - self.top_B[None, None]) * self.scale_B[None, None]))
 
     def draw(
         self, running_NB: Float[Array, "N B"], floor_B: Float[Array, " B"], attempt: Int[Array, ""]
     ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
         """A token above the floor and its logit: the first at which the running sum
         exceeds uniform x total, found by device, block and entry."""
-
-        def uniform(key, position):
-            key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
-            return jax.random.uniform(jax.random.fold_in(key, attempt))
-
         shards_SB = jnp.cumsum(meshes.each_tensor_shard(running_NB[-1]), axis=0)
-        target_B = jax.vmap(uniform)(self.keys_B2, self.positions_B) * shards_SB[-1]
+        target_B = self.uniforms.of(attempt) * shards_SB[-1]
         shard_B, target_B = _find(shards_SB, target_B)
         block_B, target_B = _find(running_NB, target_B)
         inside_EB = jnp.take_along_axis(self._blocks(), block_B[None, None], axis=0)[0]
