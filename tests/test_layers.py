@@ -137,8 +137,21 @@ def test_imports_without_jax(modules):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
-def test_config_file_parses(path):
+def test_config_file_parses(path, tmp_path, monkeypatch):
+    """Where the weights and files that it names are, beside the directory of configs."""
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r'"((?:models|runs)/[^"]+)"', _with_bases(path)):
+        Path(name).mkdir(parents=True, exist_ok=True)
+    for name in re.findall(r'"(data/[^"]+)"', _with_bases(path)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
     cfg = configs.load(path)
     assert cfg.name == path.stem
     header = path.read_text().split("name =")[0]
-    assert re.search(rf"cir-jax (train|sft) configs/{path.name}\n", header)
+    assert re.search(rf"cir-jax (train|sft) configs/{path.name}( run_dir=\S+)?\n", header)
+
+
+def _with_bases(path):
+    text = path.read_text()
+    base = re.search(r'^base = "(.*)"', text, re.MULTILINE)
+    return text + (_with_bases(path.parent / base[1]) if base else "")
