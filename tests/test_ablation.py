@@ -86,6 +86,7 @@ def test_table_by_hand():
     assert alone[2].split(" | ")[4:6] == ["0.500", ""]
 
 
+@pytest.mark.slow
 def test_ablate_trains_once_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(meshes, "make_mesh", lambda cfg: one_device())
     options = ["--out", str(tmp_path), "--seeds", "3", "--off", "all_on", "symmetric_clip"]

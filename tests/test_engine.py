@@ -231,6 +231,7 @@ def test_trainer_recomputes_log_probabilities(cfg, params, trajectories):
     np.testing.assert_allclose(old[batch.trained], batch.sampler_logp[batch.trained], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_int8_cache_samples_whole_trajectories(cfg, tokenizer, sandbox, params, problems):
     """With room for all rows, so that prompts are copied: calls run, and log-probabilities are
     the trainer's to 3e-3 on average, ten times what these weights show, but not to 1e-5."""

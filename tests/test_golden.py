@@ -436,6 +436,7 @@ def test_recorded_rollouts(tmp_path):
         recorded(path, None)
 
 
+@pytest.mark.slow
 def test_export_and_check_by_the_command(tmp_path, capsys):
     """With the shipped weights; of rollouts that they did not make, so that clips act."""
     groups, rewards = step_of(num_groups=2)

@@ -156,6 +156,7 @@ def read_files(directory):
     return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
+@pytest.mark.slow
 def test_training_reproduces_the_shipped_files(tmp_path):
     cfg = configs.load(ROOT / "configs/quickstart_sft.toml", ["sft.num_trajectories=3000"])
     train_tokenizer(cfg, tmp_path)

@@ -232,6 +232,7 @@ def test_run_dirs_are_numbered(tmp_path, monkeypatch):
     assert loop.find_run_dir(resumed) == Path("runs/quickstart/002")
 
 
+@pytest.mark.slow
 def test_hostile_programs_do_not_stop_a_run(tmp_path, monkeypatch):
     """Every program of the run is replaced by one that ends, hangs, floods or forks."""
     hostile = (
@@ -277,6 +278,7 @@ def command(*args):
     )
 
 
+@pytest.mark.slow
 def test_command_line_train_ctrl_c_resume_eval(tmp_path):
     """SIGINT in mid-run: exit code 130 and a checkpoint; resumed, the last line is the run."""
     run_dir = str(tmp_path / "run")

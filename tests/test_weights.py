@@ -171,6 +171,7 @@ print(json.dumps(figures))
 """
 
 
+@pytest.mark.slow
 def test_host_memory_stays_under_twice_the_largest_tensor(tmp_path):
     cfg = ModelConfig(
         vocab_size=8192, width=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64,
