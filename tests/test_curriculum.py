@@ -197,22 +197,22 @@ def test_tasks_join_with_draws_of_their_own(tmp_path):
     assert len(set(all_ids)) == len(all_ids)
 
 
-@pytest.mark.parametrize(("by", "first"), [("problem", {"a.jsonl/0"}), ("task", {"a.jsonl/0"})])
-def test_problems_of_files(tmp_path, by, first):
+@pytest.mark.parametrize("by", ["problem", "task"])
+def test_problems_of_files(tmp_path, by):
     """Of three rows, two of the task y; the first alone is in the first group."""
     path = tmp_path / "a.jsonl"
     rows = [{"prompt": f"{i}?", "answer": "1", "data_source": "xyy"[i]} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    names_of = {"problem": ["a.jsonl/0", "a.jsonl/1"], "task": ["x", "y"]}[by]
+    names_of = {"problem": [f"{path}/0", f"{path}/1"], "task": ["x", "y"]}[by]
     stages = [{"from_step": n, "names": [name]} for n, name in enumerate(names_of)]
     plan = tmp_path / "curriculum.json"
     plan.write_text(json.dumps({"by": by, "stages": stages}))
     keys = ("data.tasks=[]", f"data.files={[str(path)]}", f"data.eval_files={[str(path)]}")
     cfg = load(plan, *keys, "data.columns.answer=answer")
     drawn = rl_problems(cfg)
-    assert set(names(drawn(0))) == first
-    later = {"problem": {"a.jsonl/0", "a.jsonl/1"}, "task": {f"a.jsonl/{i}" for i in range(3)}}
-    assert set(names(drawn(1)) + names(drawn(2))) == later[by]
+    assert set(names(drawn(0))) == {f"{path}/0"}
+    count = {"problem": 2, "task": 3}[by]
+    assert set(names(drawn(1)) + names(drawn(2))) == {f"{path}/{i}" for i in range(count)}
     stages[1]["names"] = ["z"]
     plan.write_text(json.dumps({"by": by, "stages": stages}))
     with pytest.raises(ConfigError, match=f"'z' is no {by} of data.files"):

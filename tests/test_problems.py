@@ -1,6 +1,7 @@
 """Problems in files: rows become problems, prompts are never cut, errors say where they are."""
 
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -43,10 +44,10 @@ def test_verl_rows_are_problems(tmp_path, name):
     path = write(tmp_path / name, [verl_row(0), verl_row(1), verl_row(2, prompt=said)])
     assert num_rows(path) == 3
     assert read_problems(path, ColumnsConfig()) == [
-        Problem(f"{name}/0", "openai/gsm8k", "What is 0 + 0?", "0", "math"),
-        Problem(f"{name}/1", "openai/gsm8k", "What is 1 + 1?", "2", "math"),
+        Problem(f"{path}/0", "openai/gsm8k", "What is 0 + 0?", "0", "math"),
+        Problem(f"{path}/1", "openai/gsm8k", "What is 1 + 1?", "2", "math"),
         Problem(
-            f"{name}/2", "openai/gsm8k", "Why?", "4", "math", context=(("system", "Be brief."),)
+            f"{path}/2", "openai/gsm8k", "Why?", "4", "math", context=(("system", "Be brief."),)
         ),
     ]
 
@@ -158,7 +159,8 @@ def test_held_out_problems_come_from_the_files_in_turn(tmp_path):
     files = [write(tmp_path / f"{n}.jsonl", [verl_row(i) for i in range(n)]) for n in (1, 3)]
     found = sources.eval_sources(from_files(files[0], *files), lambda p: True, print)
     ids = [p.problem_id for p in pipeline.first_problems(found, 100)]
-    assert ids == ["1.jsonl/0", "3.jsonl/0", "3.jsonl/1", "3.jsonl/2"]
+    names = [str(Path(i).relative_to(tmp_path)) for i in ids]
+    assert names == ["1.jsonl/0", "3.jsonl/0", "3.jsonl/1", "3.jsonl/2"]
     assert [p.problem_id for p in pipeline.first_problems(found, 3)] == ids[:3]
 
 

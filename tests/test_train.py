@@ -62,7 +62,7 @@ def test_run_leaves_what_the_readme_says(first):
     lines = metrics.read(first)
     assert [r["stage"] for r in lines if r["kind"] == "eval"] == [
         "before SFT",
-        "after SFT",
+        "before RL",
         "after RL",
     ]
     assert [r["step"] for r in lines if r["kind"] == "rl"] == [1, 2]
@@ -175,6 +175,10 @@ def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)
     run(tmp_path / "run", *switches, "resume=true")
     assert files(tmp_path / "run") == files(whole)
+    # A run that has ended still holds its critic, for more steps.
+    run(whole, *switches, "resume=true", "rl.steps=3")
+    steps = [r["step"] for r in metrics.read(whole) if r["kind"] == "rl"]
+    assert steps == [1, 2, 3]
 
 
 def test_finished_run_resumes_to_nothing_more(first, tmp_path):

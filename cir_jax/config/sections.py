@@ -475,10 +475,11 @@ class Config(Section):
                 f"rl.minibatch_prompts={self.rl.minibatch_prompts}: must divide "
                 f"rollout.prompts_per_step={self.rollout.prompts_per_step}"
             )
-        if self.sft.steps and not self.sft.weights and not self.data.tasks:
+        if self.sft.trains and not self.sft.data and not self.data.tasks:
+            key = "steps" if self.sft.steps else "epochs"
             raise ValueError(
-                f"sft.steps={self.sft.steps}: demonstrations are of data.tasks, of which there "
-                "are none; sft.weights says what to start from instead"
+                f"sft.{key}={getattr(self.sft, key)}: trajectories are of sft.data, or "
+                "demonstrations of data.tasks, and there are neither"
             )
         return self
 

@@ -64,7 +64,7 @@ def _problem(row: _Row, columns: ColumnsConfig) -> Problem:
     if source is not None and not isinstance(source, str):
         raise row.error(columns.source, source, "text")
     return Problem(
-        problem_id=f"{row.path.name}/{row.number}",
+        problem_id=f"{row.path}/{row.number}",
         task=source or row.path.stem,
         question=question,
         answer=_answer(row, columns.answer),

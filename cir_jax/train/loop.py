@@ -54,7 +54,7 @@ from cir_jax.train.step import Given, make_update, old_logprobs, sft_loss_fn
 from cir_jax.train.transcripts import COUNTED
 
 # The table's rows, by the phase that is about to begin.
-STAGES = {"sft": "before SFT", "rl": "after SFT", "done": "after RL"}
+STAGES = {"sft": "before SFT", "rl": "before RL", "done": "after RL"}
 SANDBOX_FILE = "sandbox.json"
 SFT_FILE = "sft_data.json"
 
@@ -178,20 +178,19 @@ def train(cfg: Config, display: Display) -> Path:
         save_description(run)
         data = sft_data(run) if cfg.sft.trains and place.phase in ("start", "sft") else None
         if place.phase == "start":
-            # Weights that SFT does not change stand for what it makes, of random ones.
-            given = cfg.sft.weights and cfg.sft.trains
+            given = bool(cfg.sft.weights)
             params = _weights(run) if given else init_params(cfg.model, run.mesh, cfg.seed)
-            run.record_stage(params, "sft", 0)
+            if data is not None:
+                run.record_stage(params, "sft", 0)
             optimizer = make_optimizer(cfg.sft.optim, 0)
             state = init_state(params, cfg.model, run.mesh, optimizer)
+            del params  # the state has a copy of its own
             place = Place("sft", 0)
         if place.phase == "sft":
-            if data is not None:
-                params = cold_start(run, data, state, place.step)
-            else:
-                params = _weights(run) if cfg.sft.weights else state.params
+            params = state.params if data is None else cold_start(run, data, state, place.step)
             run.record_stage(params, "rl", 0 if data is None else data.num_steps)
             state = init_state(params, cfg.model, run.mesh, rl_optimizer(cfg))
+            del params
             place = Place("rl", 0)
             if cfg.rl.kl_coef:
                 run.checkpoints.save_reference(
@@ -208,10 +207,10 @@ def train(cfg: Config, display: Display) -> Path:
                 )
             if cfg.rl.advantage == "gae" and critic is None:
                 critic = run.checkpoints.restore_critic(abstract_critic(cfg, run.mesh))
-            state = reinforce(run, Models(state, critic), reference, place.step)
-            run.record_stage(state.params, "done", cfg.rl.steps)
+            models = reinforce(run, Models(state, critic), reference, place.step)
+            run.record_stage(models.policy.params, "done", cfg.rl.steps)
             # Saved again with the row: a run that is resumed now has nothing left to do.
-            run.save(state, "done", cfg.rl.steps)
+            run.save(models.policy, "done", cfg.rl.steps, models.critic)
         if cfg.eval.num_problems:
             display.table([r for r in metrics.read(run_dir) if r["kind"] == "eval"])
     return run_dir
@@ -329,7 +328,7 @@ def reinforce(
     models: Models,
     reference: qwen.Params | None,
     first_step: int,
-) -> TrainState:
+) -> Models:
     """The CIR loop: rollout -> reward -> advantage -> updates, step by step."""
     cfg = run.cfg
     found = sources.train_sources(cfg.data, run.engine.fits, run.display.note)
@@ -374,7 +373,7 @@ def reinforce(
             },
         )
         run.save_if_due(models.policy, "rl", step + 1, models.critic)
-    return models.policy
+    return models
 
 
 def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: list[Score]) -> None:
