@@ -12,6 +12,7 @@ In all of them a program has no capability, resource limits and a filter of syst
 way to the trainer where both want a core.
 """
 
+import _signal
 import ctypes
 import os
 import resource
@@ -35,6 +36,7 @@ _SIGNALS: dict[str, seccomp.Signals] = {
 # ends it).
 _ENDING_SIGNALS = ("HUP", "QUIT", "USR1", "USR2", "ALRM", "TERM", "STKFLT", "XCPU", "VTALRM")
 _ENDING_SIGNALS += ("PROF", "IO", "PWR")
+_SIGINT = int(signal.SIGINT)
 _WIPE_S = 0.2
 # The kernel gives a program a third of what it gives a thread of the trainer's that wants the same
 # core (weights of 335 and 1024). Much less, and time limits would strike where the trainer computes
@@ -72,6 +74,7 @@ class Isolation:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Without namespaces the program's own number is part of the filter.
         self._filter = None if rung == "landlock" else self._make_filter(0)
+        self._scratch = namespaces.scratch(limits)
         linux.set_no_new_privileges()
 
     def _make_filter(self, pid: int) -> linux.Filter:
@@ -124,10 +127,11 @@ class Isolation:
         os.setpgid(0, 0)
         if self.rung == "namespaces":
             linux.unshare(linux.CLONE_NEWNS)
-            namespaces.mount_scratch(self._limits)
+            self._scratch.make()
         if self.rung != "landlock":
             os.chdir("/tmp")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Of the module below `signal`, which takes plain numbers: less memory is touched.
+        _signal.signal(_SIGINT, _signal.default_int_handler)
         _limit(resource.RLIMIT_CPU, cpu_limit_s(self._limits))
         linux.drop_capabilities()
         if self.rung == "landlock":
@@ -247,7 +251,7 @@ def _enter_namespaces(
     namespaces.build_root(libraries, namespaces.INNER_ID if inner else None)
     linux.drop_bounding_set()
     if flat:
-        namespaces.mount_scratch(limits)
+        namespaces.scratch(limits).make()
         if last_user is not None:
             namespaces.become(last_user)
         linux.drop_capabilities()

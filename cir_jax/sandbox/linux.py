@@ -26,6 +26,7 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _SECCOMP_MODE_FILTER = 2
 _ADDR_NO_RANDOMIZE = 0x0040000
 _CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITIES_OF_ITSELF, _NO_CAPABILITIES = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
 
 # Numbers of calls without a wrapper in older C libraries; they are the same on all architectures.
 _SYS_MOUNT_SETATTR = 442
@@ -34,6 +35,7 @@ _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_capset = _libc.capset  # looked up here, and not in each program's process
 _python = ctypes.PyDLL(None, use_errno=True)  # its calls keep the interpreter's lock
 
 
@@ -108,10 +110,20 @@ def kill_all() -> None:
             return  # there is none left
 
 
-def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
-    result = _libc.mount(*texts, ctypes.c_ulong(flags), None if data is None else data.encode())
-    _check(result, f"mount {kind or 'bind'} on {target}")
+class Mount:
+    """A mount, ready to be made."""
+
+    def __init__(self, source: str, target: str, kind: str | None, flags: int, data: str = ""):
+        texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+        self._args = (*texts, ctypes.c_ulong(flags), data.encode() or None)
+        self._what = f"mount {kind or 'bind'} on {target}"
+
+    def make(self) -> None:
+        _check(_libc.mount(*self._args), self._what)
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    Mount(source, target, kind, flags, data).make()
 
 
 def make_read_only(path: str, *, recursive: bool = True, devices: bool = False) -> None:
@@ -154,8 +166,7 @@ class Filter:
 
 
 def drop_capabilities() -> None:
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, bytes(24)), "capset")
+    _check(_capset(_CAPABILITIES_OF_ITSELF, _NO_CAPABILITIES), "capset")
 
 
 def drop_bounding_set() -> None:

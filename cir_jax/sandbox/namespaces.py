@@ -189,7 +189,7 @@ def _bind(view: int, target: str, *, device: bool) -> None:
     linux.make_read_only(target, devices=device)
 
 
-def mount_scratch(limits: Limits) -> None:
+def scratch(limits: Limits) -> linux.Mount:
     """A fresh file system on /tmp (where /dev/shm points, too), the only one to write to."""
     options = f"size={limits.scratch_bytes},nr_inodes={limits.num_scratch_files},mode=1777"
-    linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
+    return linux.Mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)

@@ -61,7 +61,7 @@ def settle(folder: str) -> None:
 def seed(number: int) -> None:
     """In the worker, before it forks: sets the next program's random numbers."""
     for name, seeder in SEEDERS.items():
-        seeder(importlib.import_module(name), number)
+        seeder(sys.modules.get(name) or importlib.import_module(name), number)
 
 
 def _seed_numpy(numpy_random: types.ModuleType, number: int) -> None:
