@@ -46,6 +46,8 @@ def test_a_config_may_say_what_else_a_run_needs():
     ("override", "words"),
     [
         ("rl.clip_high=0.2", ["rl.clip_high=0.2", "symmetric_clip is off"]),
+        ("eval.num_problems=0", ["eval.num_problems=0", "above 0"]),
+        ("rl.steps=0", ["rl.steps=0", "above 0"]),
         ("ablate={kll={}}", ["ablate.kll", "there are all_on, stop_word"]),
         ("ablate={symmetric_clip={'rl.clp_low'=1}}", ["rl.clp_low=1", "rl.clip_low"]),
     ],
@@ -72,7 +74,7 @@ def test_table_by_hand():
     """Off: 0.5 and 0.7, mean 0.6, standard deviation sqrt(2 x 0.1^2) = 0.141. Less than the runs
     of the same seeds: 0.3 and 0.2, mean 0.25, 0.071."""
     on = {0: figures(0.8), 1: figures(0.9)}
-    lines = report.table({ALL_ON: on, "kl": {0: figures(0.5), 1: figures(0.7)}}).splitlines()
+    lines = report.table({ALL_ON: on, "kl": {0: figures(0.5), 1: figures(0.7)}}, {}).splitlines()
     assert lines[2].split(" | ")[4:6] == ["0.850 ± 0.071", ""]
     assert lines[3].split(" | ")[:6] == [
         "| KL 0.001",
@@ -82,7 +84,9 @@ def test_table_by_hand():
         "0.600 ± 0.141",
         "0.250 ± 0.071",
     ]
-    alone = report.table({"kl": {0: figures(0.5)}}).splitlines()
+    more = {"kl": {"sft.steps": 3}, "stop_word": {"sft.steps": 4}}
+    alone = report.table({"kl": {0: figures(0.5)}}, more).splitlines()
+    assert alone[-1] == "Runs with KL 0.001 also have sft.steps=3."
     assert alone[2].split(" | ")[4:6] == ["0.500", ""]
 
 

@@ -35,17 +35,22 @@ Results = Mapping[str, Mapping[int, dict[str, Any]]]
 """By strategy that is off and by seed: figures_of a run."""
 
 
-def write(results: Results, folder: Path) -> str:
+More = Mapping[str, Mapping[str, Any]]
+"""By strategy that is off: further keys in which its runs differ, as `ablate` of a config says."""
+
+
+def write(results: Results, more: More, folder: Path) -> str:
     """Writes figures, table and plot into the folder. Returns the table, as Markdown."""
     (folder / FIGURES).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = table(results)
+    text = table(results, more)
     (folder / TABLE).write_text(text, encoding="utf-8")
     plot(results, folder / PLOT)
     return text
 
 
-def table(results: Results) -> str:
-    """Mean and standard deviation over seeds; the difference is of runs of equal seeds."""
+def table(results: Results, more: More) -> str:
+    """Mean and standard deviation over seeds; the difference is of runs of equal seeds. Below it
+    stands what else is not the same in a strategy's runs."""
     lines = [
         "| off | seeds | reward, all steps | reward, last tenth | held-out accuracy "
         "| less than with all six | code where needed |",
@@ -70,6 +75,10 @@ def table(results: Results) -> str:
             over("needed_code_share"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    for name in results:
+        if keys := more.get(name):
+            changes = ", ".join(f"{key}={value}" for key, value in keys.items())
+            lines += ["", f"Runs with {STRATEGIES[name].title} also have {changes}."]
     return "\n".join(lines) + "\n"
 
 

@@ -31,7 +31,7 @@ def run_all(runs: Mapping[tuple[str, int], Config], out: Path) -> str:
             except Interrupted:
                 display.note("stopped; the same command goes on")
                 raise KeyboardInterrupt from None
-        table = report.write(_ended(runs), out)
+        table = report.write(_ended(runs), cfg.ablate, out)
     return table
 
 

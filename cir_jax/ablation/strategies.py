@@ -40,8 +40,11 @@ STRATEGIES = {
 def without(cfg: Config, name: str, seed: int, run_dir: Path) -> Config:
     """The config of a run with this strategy off, and with what `ablate` of the config adds.
 
-    Raises ConfigError where the strategy is off already.
+    Raises ConfigError where the strategy is off already, or there would be nothing to compare.
     """
+    for key, value in (("rl.steps", cfg.rl.steps), ("eval.num_problems", cfg.eval.num_problems)):
+        if not value:
+            raise ConfigError(f"{key}=0: must be above 0, to compare runs")
     unknown = sorted(set(cfg.ablate) - set(STRATEGIES))
     if unknown:
         raise ConfigError(f"ablate.{unknown[0]}: no strategy; there are {', '.join(STRATEGIES)}")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cir_jax import config as configs
-from cir_jax.arguments import one_line_errors, positive
+from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.config import Config, ConfigError
 from cir_jax.data import curriculum, sources
 
@@ -32,9 +32,7 @@ def add(commands) -> None:
         "of weights, with --config",
     )
     # Beside the first one: argparse does not find them behind an option.
-    collect.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="override of a config key"
-    )
+    add_overrides(collect)
     collect.add_argument("--out", metavar="FILE", type=Path, required=True, help="ends in .jsonl")
     collect.add_argument("--config", metavar="CONFIG", help="TOML file, in place of the run's")
     collect.add_argument(

@@ -75,6 +75,12 @@ def collect(cfg: Config, request: Request, display: Display) -> State:
                 else sources.train_sources(cfg.data, tools.engine.fits, display.note)
             )
             problems = pipeline.first_problems(found, request.num_problems)
+            for problem in problems:
+                if problem.context:
+                    raise ConfigError(
+                        f"problem {problem.problem_id}: has messages before the question, which "
+                        "trajectories for SFT have no place for"
+                    )
             params = given_params("MODEL|RUN", request.model, cfg.model, tools.mesh, cfg.seed)
             rounds = range(state.rounds, -(-len(problems) // size))
             for number in rounds:
@@ -221,13 +227,12 @@ def _resumed(request: Request, asked: dict[str, Any]) -> State:
         state = State(**json.loads(request.state.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{request.state}: {error}") from error
-    was, now = (_flat(tree) for tree in (state.asked, json.loads(json.dumps(asked))))
-    for key in now | was:
-        if was.get(key) != now.get(key):
-            raise ConfigError(
-                f"--out {str(request.out)!r}: was begun with {key}={was.get(key)!r}, now it is "
-                f"{now.get(key)!r}; another file, or the same request"
-            )
+    now = json.loads(json.dumps(asked))
+    for key, (was, is_now) in configs.tree_differences(state.asked, now).items():
+        raise ConfigError(
+            f"--out {str(request.out)!r}: was begun with {key}={was!r}, now it is {is_now!r}; "
+            "another file, or the same request"
+        )
     for name, size in state.sizes.items():
         path = request.out.with_name(name)
         path.touch()
@@ -235,13 +240,6 @@ def _resumed(request: Request, asked: dict[str, Any]) -> State:
             raise ConfigError(f"{path}: must hold the {size} bytes that {request.state} knows of")
         os.truncate(path, size)
     return state
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:

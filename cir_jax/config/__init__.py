@@ -18,6 +18,7 @@ from cir_jax.config.files import (
     override,
     save_run,
     to_tree,
+    tree_differences,
     with_values,
 )
 from cir_jax.config.keys import describe, section_of
@@ -82,5 +83,6 @@ __all__ = [
     "save_run",
     "section_of",
     "to_tree",
+    "tree_differences",
     "with_values",
 ]

@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +114,21 @@ def to_tree(cfg: Config) -> dict[str, Any]:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """The keys that differ, each with both values."""
+    return tree_differences(to_tree(one), to_tree(other))
 
-    def of(a: Any, b: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for name in a | b:
-                yield from of(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-        elif a != b:
-            yield key, (a, b)
 
-    return dict(of(to_tree(one), to_tree(other), ""))
+def tree_differences(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """The same of plain nested values; None stands for what is not there.
+
+    key: dotted, where both are from.
+    """
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return {} if one == other else {key: (one, other)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in one | other:
+        inner = f"{key}.{name}" if key else name
+        found |= tree_differences(one.get(name), other.get(name), inner)
+    return found
 
 
 def asset_dir(path: str) -> Path:
