@@ -191,6 +191,16 @@ def test_files_of_others_are_left_alone(tmp_path):
     assert request.out.read_text() == "precious\n"
 
 
+def test_messages_before_the_question_are_not_lost(tmp_path, monkeypatch):
+    """Trajectories hold the question alone."""
+    problem = Problem("p", "sum", "Why?", "1", "math", context=(("system", "Be brief."),))
+    monkeypatch.setattr(rejection.pipeline, "first_problems", lambda *args: [problem])
+    request = asked(tmp_path / "out.jsonl")
+    with pytest.raises(ConfigError, match="problem p: has messages before the question"):
+        collect(load(), request, Display())
+    assert request.out.read_text() == ""
+
+
 def test_choice():
     """The first correct, whole and distinct ones, at most so many."""
     problem = Problem("p", "sum", "?", "0", "math")
