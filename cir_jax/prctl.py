@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 
-SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP = 1, 4, 22
+SET_PDEATHSIG, SET_DUMPABLE, SET_KEEPCAPS, SET_SECCOMP = 1, 4, 8, 22
 CAPBSET_DROP, SET_NO_NEW_PRIVS = 24, 38
 
 _libc = ctypes.CDLL(None, use_errno=True)

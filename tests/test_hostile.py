@@ -227,14 +227,17 @@ def test_a_trainer_with_a_programs_number(rung):
             assert any(pid == own_pid for pid, own_pid in zip(pids, own, strict=True))
 
 
-def test_landlock_has_to_be_asked_for(public_python):
+@pytest.mark.parametrize("user", ["own", "unprivileged"])
+def test_landlock_has_to_be_asked_for(user, request):
+    """Root's programs get by, too, if others may not enter the folders of its interpreter."""
+    prefix = [sys.executable] if user == "own" else request.getfixturevalue("public_python")
     code = (
         "from cir_jax.sandbox.pool import Sandbox\n"
         "with Sandbox(num_workers=1, isolation='landlock') as s:\n"
         "    print(s.rung, s.submit('1 + 1').result().stdout)\n"
     )
     script = FORBIDDING.format(names=NAMESPACE_CALLS, flag=0) + code
-    done = execute(public_python, "-c", script)
+    done = execute(prefix, "-c", script)
     assert done.stdout == "landlock 2\n\n", done.stderr
 
 

@@ -54,15 +54,17 @@ _libc.signal.restype = ctypes.c_void_p
 class Isolation:
     """A rung, inside: of the process that is copied for each program; made by `enter`."""
 
-    def __init__(self, rung: Rung, limits: Limits, last_pid: int):
+    def __init__(self, rung: Rung, limits: Limits, last_pid: int, capabilities: bytes):
         """See `enter`.
 
         Args:
           last_pid: descriptor of _LAST_PID, or -1.
+          capabilities: what programs keep of this process's.
         """
         self.rung = rung
         self._limits = limits
         self._last_pid = last_pid
+        self._capabilities = capabilities
         if rung == "namespaces":
             self._own = os.pidfd_open(os.getpid())
         # What a program's process can inherit is done here, once: each page of memory that it
@@ -133,7 +135,7 @@ class Isolation:
         # Of the module below `signal`, which takes plain numbers: less memory is touched.
         _signal.signal(_SIGINT, _signal.default_int_handler)
         _limit(resource.RLIMIT_CPU, cpu_limit_s(self._limits))
-        linux.drop_capabilities()
+        linux.set_capabilities(self._capabilities)
         if self.rung == "landlock":
             die_with_parent()
             self._filter = self._make_filter(os.getpid())
@@ -206,10 +208,12 @@ def enter(
     # Opened while this process sees the host's /proc, with rights to use it.
     last_pid = _open(_LAST_PID, os.O_WRONLY) if rung == "namespaces" else -1
     load = _open("/proc/loadavg", os.O_RDONLY)
-    own_users = False
+    own_users, capabilities = False, linux.NO_CAPABILITIES
     if rung == "landlock":
-        _enter_landlock(libraries)
+        capabilities = _enter_landlock(libraries)
         child = os.fork()
+        if child:
+            linux.set_capabilities()
     else:
         flat = rung == "namespaces-flat"
         child, own_users = _enter_namespaces(libraries, flat=flat, limits=limits)
@@ -219,7 +223,7 @@ def enter(
         stay_outside(child, Outside(rung, load, counts_apart=counts_apart))
     die_with_parent()
     linux.set_dumpable(False)  # programs of the same user can neither trace nor read it
-    return Isolation(rung, limits, last_pid)
+    return Isolation(rung, limits, last_pid, capabilities)
 
 
 def _enter_namespaces(
@@ -245,7 +249,7 @@ def _enter_namespaces(
     child = os.fork()
     if child:
         namespaces.become(namespaces.INNER_ID if inner else uid)
-        linux.drop_capabilities()
+        linux.set_capabilities()
         die_with_parent()  # a change of user forgets it, so it is asked for after that
         return child, inner
     namespaces.build_root(libraries, namespaces.INNER_ID if inner else None)
@@ -254,24 +258,24 @@ def _enter_namespaces(
         namespaces.scratch(limits).make()
         if last_user is not None:
             namespaces.become(last_user)
-        linux.drop_capabilities()
+        linux.set_capabilities()
     return 0, inner
 
 
-def _enter_landlock(libraries: runtime.Runtime) -> None:
+def _enter_landlock(libraries: runtime.Runtime) -> bytes:
+    """Returns the capabilities that programs need to read what they import."""
     uid = namespaces.dedicated_uid()
+    capabilities = linux.NO_CAPABILITIES
     if namespaces.can_change_user(uid):
-        for path in libraries.folders:
-            if blocked := runtime.blocking_folder(path):
-                raise PermissionError(
-                    f"programs run as a user for whom {blocked} is closed: sandbox.runtime, and "
-                    f"the python that it was built with, have to be elsewhere than {path}"
-                )
         os.setgroups([])
-        namespaces.become(uid)
+        if any(runtime.is_closed(path) for path in libraries.folders):
+            # Such as below root's home. What can be read with it, Landlock bounds.
+            capabilities = linux.READ_SEARCH
+        linux.become_with(uid, capabilities)
     die_with_parent()
     os.chdir("/")
     landlock.restrict(libraries)
+    return capabilities
 
 
 def _prefer_for_oom_kills() -> None:

@@ -4,8 +4,10 @@ A program can read the interpreter's folders, /usr and nothing else, and connect
 filter of system calls it can write to no file, change no file's rights, owner, times or attributes,
 and signal nobody. Not covered: it has the trainer's user (a dedicated one as root); the existence,
 size and times of any path can be asked for; files that the trainer's user may read under /usr are
-readable, and can be locked (flock) while the program runs; it has no folder to write to; processes
-are not counted apart from the user's others, so that memory alone limits threads.
+readable, and can be locked (flock) while the program runs; where root's interpreter or packages lie
+behind a folder that is closed to others, everything that is root's in their folders and under /usr
+is readable; it has no folder to write to; processes are not counted apart from the user's others,
+so that memory alone limits threads.
 """
 
 import os

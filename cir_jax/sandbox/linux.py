@@ -6,7 +6,14 @@ import resource
 import signal
 import struct
 
-from cir_jax.prctl import CAPBSET_DROP, SET_DUMPABLE, SET_NO_NEW_PRIVS, SET_SECCOMP, prctl
+from cir_jax.prctl import (
+    CAPBSET_DROP,
+    SET_DUMPABLE,
+    SET_KEEPCAPS,
+    SET_NO_NEW_PRIVS,
+    SET_SECCOMP,
+    prctl,
+)
 
 CLONE_NEWTIME = 0x80
 CLONE_NEWNS = 0x20000
@@ -26,7 +33,11 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _SECCOMP_MODE_FILTER = 2
 _ADDR_NO_RANDOMIZE = 0x0040000
 _CAPABILITY_VERSION_3 = 0x20080522
-_CAPABILITIES_OF_ITSELF, _NO_CAPABILITIES = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
+_CAPABILITIES_OF_ITSELF = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+NO_CAPABILITIES = bytes(24)
+# Effective, permitted and inheritable ones, the lower 32 of each first.
+READ_SEARCH = struct.pack("6I", 1 << 2, 1 << 2, 0, 0, 0, 0)
+"""Capabilities: CAP_DAC_READ_SEARCH alone, to read files and enter folders that are closed."""
 
 # Numbers of calls without a wrapper in older C libraries; they are the same on all architectures.
 _SYS_MOUNT_SETATTR = 442
@@ -165,8 +176,17 @@ class Filter:
         prctl("PR_SET_SECCOMP", SET_SECCOMP, _SECCOMP_MODE_FILTER, self._program)
 
 
-def drop_capabilities() -> None:
-    _check(_capset(_CAPABILITIES_OF_ITSELF, _NO_CAPABILITIES), "capset")
+def set_capabilities(kept: bytes = NO_CAPABILITIES) -> None:
+    """Drops all capabilities of the calling thread but those that are kept."""
+    _check(_capset(_CAPABILITIES_OF_ITSELF, kept), "capset")
+
+
+def become_with(user: int, kept: bytes) -> None:
+    """As root: becomes a user who has these capabilities."""
+    prctl("PR_SET_KEEPCAPS", SET_KEEPCAPS, 1)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    set_capabilities(kept)
 
 
 def drop_bounding_set() -> None:

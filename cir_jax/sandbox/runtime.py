@@ -52,6 +52,8 @@ class Runtime:
           moved: whether to where `inside` says, for when that is where they are.
         """
         sys.path[:] = self._visible(sys.path, moved)
+        # Of packages installed in editable form, which are elsewhere.
+        sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in _module_of(f)]
         for module in list(sys.modules.values()):
             if isinstance(path := getattr(module, "__path__", None), list):
                 path[:] = self._visible(path, moved)
@@ -107,6 +109,10 @@ def _others_packages(bases: set[str], libraries: set[str]) -> set[str]:
     return {path for path in real if not any(_holds(path, library) for library in libraries)}
 
 
+def _module_of(finder: object) -> str:
+    return getattr(finder, "__module__", "") or ""
+
+
 def _holds(folder: str, path: str) -> bool:
     return path == folder or path.startswith(folder + "/")
 
@@ -119,11 +125,8 @@ def _outermost(paths: set[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def blocking_folder(path: str) -> str | None:
-    """The outermost folder on the way to `path` that other users may not enter."""
+def is_closed(path: str) -> bool:
+    """Whether other users may not enter `path`, or a folder on the way to it."""
     parts = path.split(os.sep)
-    for i in range(2, len(parts) + 1):
-        folder = os.sep.join(parts[:i])
-        if not os.stat(folder).st_mode & 0o001:
-            return folder
-    return None
+    folders = (os.sep.join(parts[:i]) for i in range(2, len(parts) + 1))
+    return any(not os.stat(folder).st_mode & 0o001 for folder in folders)
