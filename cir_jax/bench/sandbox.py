@@ -2,7 +2,8 @@
 
 With `--against pebble` the same programs go through a process pool without isolation, in three
 ways: as the reference code of CIR calls it (a new pool of 64 for each batch, nothing imported
-before), the same with numpy and sympy imported before, and one warm pool of as many workers.
+before), the same with numpy and sympy imported before, and one warm pool of as many workers. That
+pool has the trainer's packages, the sandbox and fresh interpreters those of programs.
 """
 
 import json
@@ -15,10 +16,11 @@ from typing import Any
 
 from cir_jax.bench import programs
 from cir_jax.config import ConfigError, ResultConfig
+from cir_jax.sandbox import packages
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
 
-_FRESH_STARTS = 3
+_FRESH_STARTS = 6
 _ROUNDS = 3
 _SEED = 0
 
@@ -34,7 +36,8 @@ def bench_sandbox(*, workers: int, num: int, against: str | None) -> None:
     submission to result.
     """
     solve = programs.SOLVE.format(s=5, p=6)
-    with Sandbox(num_workers=workers) as sandbox:
+    interpreter = packages.find("").interpreter
+    with Sandbox(num_workers=workers, interpreter=interpreter) as sandbox:
         sandbox.wait_until_ready()
         load = {"trivial": [("print(1 + 1)", "2")] * num, "solve": [(solve, "[2, 3]")] * num}
         load["mixed"] = programs.mixed(num, _SEED)
@@ -42,7 +45,7 @@ def bench_sandbox(*, workers: int, num: int, against: str | None) -> None:
         common = {"system": "cir_jax", "rung": sandbox.rung, "workers": workers}
         for line in lines.values():
             _say(common | line)
-        fresh = _measure_fresh(solve, workers)
+        fresh = _measure_fresh(interpreter, solve, workers)
         _say(fresh)
         ratio = lines["solve"]["programs_per_s"] / fresh["programs_per_s"]
         _say({"ratio": "cir_jax/fresh python", "load": "solve", "programs_per_s": ratio})
@@ -90,11 +93,11 @@ def _seconds(sandbox: Sandbox, code: str) -> float:
     return time.perf_counter() - started
 
 
-def _measure_fresh(code: str, workers: int) -> dict[str, Any]:
+def _measure_fresh(interpreter: str, code: str, workers: int) -> dict[str, Any]:
     """Interpreters that are started for one program each, `workers` at once."""
     started = time.perf_counter()
     for _ in range(_FRESH_STARTS):
-        command = [sys.executable, "-c", code]
+        command = [interpreter, "-c", code]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(workers)]
         for process in running:
             process.communicate()
