@@ -3,7 +3,8 @@
 With `--against pebble` the same programs go through a process pool without isolation, in three
 ways: as the reference code of CIR calls it (a new pool of 64 for each batch, nothing imported
 before), the same with numpy and sympy imported before, and one warm pool of as many workers. That
-pool has the trainer's packages, the sandbox and fresh interpreters those of programs.
+pool has the trainer's packages, the sandbox and fresh interpreters those of programs. All give way
+to other processes as the sandbox does, so that these slow each of them down alike.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any
 from cir_jax.bench import programs
 from cir_jax.config import ConfigError, ResultConfig
 from cir_jax.sandbox import packages
+from cir_jax.sandbox.isolation import NICENESS
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.sandbox.text import result_text
 
@@ -97,7 +99,7 @@ def _measure_fresh(interpreter: str, code: str, workers: int) -> dict[str, Any]:
     """Interpreters that are started for one program each, `workers` at once."""
     started = time.perf_counter()
     for _ in range(_FRESH_STARTS):
-        command = [interpreter, "-c", code]
+        command = ["nice", "-n", str(NICENESS), interpreter, "-c", code]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(workers)]
         for process in running:
             process.communicate()
@@ -108,7 +110,7 @@ def _measure_fresh(interpreter: str, code: str, workers: int) -> dict[str, Any]:
 def _measure_pebble(workers: int, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     path = os.path.join(os.path.dirname(__file__), "sandbox_pebble.py")
     done = subprocess.run(
-        [sys.executable, path, str(workers)],
+        ["nice", "-n", str(NICENESS), sys.executable, path, str(workers)],
         input=json.dumps(pairs),
         capture_output=True,
         text=True,

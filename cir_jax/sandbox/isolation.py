@@ -41,7 +41,7 @@ _WIPE_S = 0.2
 # The kernel gives a program a third of what it gives a thread of the trainer's that wants the same
 # core (weights of 335 and 1024). Much less, and time limits would strike where the trainer computes
 # on the CPU.
-_NICENESS = 5
+NICENESS = 5
 # Of a file: the number that the next process of this one's namespace gets is one higher.
 _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _PROGRAMS_PID = b"100"
@@ -289,7 +289,7 @@ def _prefer_for_oom_kills() -> None:
 
 def give_way() -> None:
     """Cores are first the trainer's, for this process and those that it starts."""
-    os.nice(_NICENESS)
+    os.nice(NICENESS)
 
 
 def _have_session_give_way() -> None:
@@ -298,7 +298,7 @@ def _have_session_give_way() -> None:
     try:
         # Where each session gets an equal share, niceness counts among its processes only.
         with open("/proc/self/autogroup", "w") as file:
-            file.write(str(_NICENESS))
+            file.write(str(NICENESS))
     except OSError:
         pass  # not everywhere to be had
 
