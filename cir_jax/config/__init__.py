@@ -22,6 +22,7 @@ from cir_jax.config.files import (
     with_values,
 )
 from cir_jax.config.keys import describe, section_of
+from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
@@ -55,6 +56,7 @@ __all__ = [
     "CriticConfig",
     "DataConfig",
     "EvalConfig",
+    "HostsConfig",
     "LoRAConfig",
     "MeshConfig",
     "ModelConfig",
