@@ -112,10 +112,14 @@ class _Connection:
         self.flush()
 
     def flush(self) -> None:
-        with self._lock, contextlib.suppress(BlockingIOError, OSError):
-            # An error is seen when it is read from.
-            while self.outbox:
-                del self.outbox[: self.socket.send(self.outbox)]
+        with self._lock:
+            try:
+                while self.outbox:
+                    del self.outbox[: self.socket.send(self.outbox)]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.outbox.clear()  # that it has ended is seen when it is read from
 
     def receive(self) -> list[dict] | None:
         """Messages that have come in; None at the end of the connection."""
@@ -209,7 +213,6 @@ class Peers:
             failed = self._failed
         if failed is not None:
             self.fail(str(failed), failed.code)
-            self._leaving = True
             raise failed
         return self._welcome
 
@@ -238,17 +241,17 @@ class Peers:
 
     def fail(self, text: str, code: int) -> None:
         """Tells the others that this process is about to end."""
-        self._leaving = True
         with self._news:
+            self._leaving = True
             connections = list(self._connections.values())
         for connection in connections:
             connection.send({"end": text, "code": code, "by": self.index, "own": True})
-        self._drain(connections)
+        self._thread.join(2 * _FLUSH_S)
 
     def leave(self) -> None:
         """Ends the watch, when all others do."""
         self.exchange(_LEAVE, None)
-        self._thread.join(_FLUSH_S)
+        self._thread.join(2 * _FLUSH_S)
 
     # --- the thread
 
@@ -270,7 +273,7 @@ class Peers:
             if now - beat >= self._limits.beat_s:
                 beat = now
                 self._beat(connections, now)
-        self._drain(list(self._connections.values()))
+        self._linger(list(self._connections.values()))
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()
         self._selector.close()
@@ -488,18 +491,28 @@ class Peers:
             connections = list(self._connections.values())
             for connection in connections:
                 connection.send({"end": text, "code": code, "by": 0, "stacks": stacks})
-            self._drain(connections)
         self._say(f"{text}; ending")
         if stacks:
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+        if self.index == 0:
+            self._linger(connections)
         self._exit(code)
 
-    def _drain(self, connections: Sequence[_Connection]) -> None:
+    def _linger(self, connections: Sequence[_Connection]) -> None:
+        """Until the others have had the last words: a connection that is closed before all of it
+        has been read takes with it what the other end has not read."""
         deadline = time.monotonic() + _FLUSH_S
-        while any(c.outbox for c in connections) and time.monotonic() < deadline:
-            for connection in connections:
+        left = list(connections)
+        while left and time.monotonic() < deadline:
+            for connection in list(left):
                 connection.flush()
-            time.sleep(0.01)
+                if not connection.outbox:
+                    with contextlib.suppress(OSError):
+                        connection.socket.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ValueError):
+                    if connection.receive() is None:
+                        left.remove(connection)
+            time.sleep(0.005)
