@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
+from cir_jax import exits
 from cir_jax.ablation import command as ablation_command
 from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
@@ -13,22 +14,33 @@ from cir_jax.chat import command as chat_command
 from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
+from cir_jax.exits import RunError
 from cir_jax.parity import command as parity_command
 from cir_jax.sandbox.errors import SandboxError
+from cir_jax.train.stopping import Interrupted
 from cir_jax.verl import command as verl_command
 
-# Exit codes: 2 is also argparse's own; 130 is a shell's for SIGINT.
-EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130
+EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all(a[0] != "-" for a in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # argparse takes positional arguments of a list from one place only.
+    args.overrides = [*getattr(args, "overrides", ()), *rest]
     try:
         return args.run(args)
     except (ConfigError, SandboxError) as error:
         print(f"cir-jax: {error}", file=sys.stderr)
         return EXIT_CONFIG
+    except RunError as error:
+        print(f"cir-jax: {error}", file=sys.stderr)
+        return error.code
+    except Interrupted as stop:
+        print("cir-jax: stopped; the state is saved: resume=true goes on", file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt:
         print("cir-jax: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -49,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("config", metavar="CONFIG", help="TOML file of the run")
     add_overrides(train)
+    _add_differs(train)
     train.set_defaults(run=_train)
 
     sft = commands.add_parser(
@@ -61,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sft.add_argument("config", metavar="CONFIG", help="TOML file of the run")
     add_overrides(sft)
+    _add_differs(sft)
     sft.set_defaults(run=_sft)
 
     collect_command.add(commands)
@@ -173,6 +187,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_differs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--override",
+        dest="differs",
+        action="append",
+        default=[],
+        metavar="KEY[=VALUE]",
+        help="with resume=true: go on although this key, or section, is not what the run was made "
+        "with; all allows any; may be given again",
+    )
+
+
 def _service_url(text: str) -> str:
     try:
         return SandboxConfig(url=text).url
@@ -186,6 +212,10 @@ def _service_url(text: str) -> str:
 
 def _load(args: argparse.Namespace) -> Config:
     cfg = configs.load(args.config, args.overrides)
+    if getattr(args, "differs", ()):
+        allowed = [*cfg.resume_override, *(given.partition("=")[0] for given in args.differs)]
+        values = [given for given in args.differs if "=" in given]
+        cfg = configs.with_values(configs.override(cfg, values), {"resume_override": allowed})
     sources.check(cfg.data)
     return cfg
 
@@ -203,15 +233,14 @@ def _sft(args: argparse.Namespace) -> int:
 
 def _run_phases(cfg: Config) -> int:
     from cir_jax.train.display import Display
-    from cir_jax.train.loop import Interrupted, train
+    from cir_jax.train.loop import train
 
-    display = Display()
     try:
-        run_dir = train(cfg, display)
-    except Interrupted:
-        display.note("stopped; the state is saved: the same command with resume=true goes on")
-        return EXIT_INTERRUPTED
-    print(run_dir)
+        print(train(cfg, Display()))
+    except OSError as error:
+        if (known := exits.storage_error(error)) is None:
+            raise
+        raise known from error
     return 0
 
 

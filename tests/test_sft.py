@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 
 import jax
@@ -132,7 +133,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(first, data, tmp_path, mon
     save_if_due = loop.Run.save_if_due
 
     def stopping(self, state, phase, step, critic=None):
-        self.stop = self.stop or step == 5
+        if step == 5:
+            self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
     run_dir = tmp_path / "run"

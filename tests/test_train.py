@@ -22,7 +22,7 @@ from cir_jax.evals import codestats
 from cir_jax.sandbox import packages, pool, store
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.store import PROGRAMS
-from cir_jax.train import loop
+from cir_jax.train import loop, resume
 from cir_jax.train.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -126,12 +126,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(first, tmp_path, monkeypat
     save_if_due = loop.Run.save_if_due
 
     def stopping(self, state, phase, step, critic=None):
-        self.stop = self.stop or phase == stop_at
+        if phase == stop_at:
+            self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
     monkeypatch.setattr(loop.Run, "save_if_due", stopping)
     run_dir = tmp_path / "run"
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(stopping.Interrupted):
         run(run_dir)
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)
     # What was written after the checkpoint is dropped.
@@ -166,11 +167,12 @@ def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
     save_if_due = loop.Run.save_if_due
 
     def stopping(self, state, phase, step, critic=None):
-        self.stop = self.stop or phase == "rl"
+        if phase == "rl":
+            self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
     monkeypatch.setattr(loop.Run, "save_if_due", stopping)
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(stopping.Interrupted):
         run(tmp_path / "run", *switches)
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)
     run(tmp_path / "run", *switches, "resume=true")
@@ -196,6 +198,8 @@ def test_eight_devices_write_the_same_run(first, tmp_path, monkeypatch):
     for a, b in zip(metrics.read(first), metrics.read(other), strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
+            if key in ("chain", "params_digest", "batch_digest"):
+                continue  # to the last bit
             close = value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-5)
             assert b[key] == close, (key, a, b)
     for a, b in zip(*(metrics.read(d, metrics.SAMPLES) for d in (first, other)), strict=True):
@@ -230,10 +234,10 @@ def test_run_dir_is_not_overwritten(first):
 def test_run_dirs_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = tiny("")
-    assert loop.find_run_dir(cfg) == Path("runs/quickstart/001")
-    assert loop.find_run_dir(cfg) == Path("runs/quickstart/002")
+    assert resume.find_run_dir(cfg) == Path("runs/quickstart/001")
+    assert resume.find_run_dir(cfg) == Path("runs/quickstart/002")
     resumed = cfg.model_copy(update={"resume": True})
-    assert loop.find_run_dir(resumed) == Path("runs/quickstart/002")
+    assert resume.find_run_dir(resumed) == Path("runs/quickstart/002")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pydantic import Field
 from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.model import ComputeConfig, ModelConfig
+from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfig
 
 
 class MeshConfig(Section):
@@ -409,15 +410,6 @@ class EvalConfig(Section):
     """Executed programs per response; null (leave out) = the largest of training."""
 
 
-class CheckpointConfig(Section):
-    """Saved training states."""
-
-    every: PositiveInt = 10
-    """Steps between two saves (CIR: 10)."""
-    keep: PositiveInt = 2
-    """Newest checkpoints kept."""
-
-
 class Config(Section):
     """A run."""
 
@@ -433,11 +425,21 @@ class Config(Section):
     run_dir: str = ""
     """Directory of this run; empty: the next free number under runs/NAME."""
     resume: bool = False
-    """Go on from the newest checkpoint of run_dir (or of the newest run under runs/NAME)."""
+    """Go on from the newest sound checkpoint of run_dir (or of the newest run under runs/NAME);
+    begin where there is none: the same command starts a run and goes on with it."""
+    resume_step: NonNegativeInt | Literal["best"] | None = None
+    """RL step of the checkpoint to go on from (or to evaluate), or best; what came after it is
+    dropped. A damaged one is an error then. null (leave out) = the newest sound one."""
+    resume_override: tuple[str, ...] = ()
+    """Keys, or sections, in which this config may differ from the checkpoint's; `train --override
+    KEY` adds one. Any other difference is an error."""
     tokenizer: str
     """Directory of a Hugging Face tokenizer, or package:NAME for one that is shipped."""
     samples_per_log: NonNegativeInt = 8
     """Trajectories written to samples.jsonl per RL step."""
+    keep_rollouts: bool = True
+    """Write all tokens of each RL step, 9 bytes each before compression, to rollouts/, so that
+    `cir-jax diff-runs` can name a row and a token."""
     model: ModelConfig
     mesh: MeshConfig = MeshConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -450,6 +452,8 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     hosts: HostsConfig = HostsConfig()
+    gates: GatesConfig = GatesConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     ablate: dict[str, dict[str, Any]] = {}
     """Further keys of the run in which `cir-jax ablate` switches a strategy off, by its name."""
 

@@ -59,6 +59,7 @@ class Store:
         self._before = executor.stats()
         self._path, self._failed = path, ""
         self._file = None if path is None else os.open(path, _APPEND, 0o644)
+        self._unwritten: set[Future[ExecResult]] = set()
         if self._file is not None and os.fstat(self._file).st_size:
             os.write(self._file, b"\n")  # a killed run may not have finished its last line
         self._write({"settings": self._settings})
@@ -73,8 +74,36 @@ class Store:
             raise SandboxError(f"{self._path}: {self._failed}")
         started = time.monotonic()
         future = self._executor.submit(code, seed=seed)
-        future.add_done_callback(lambda done: self._keep(code, seed, done, started))
+        with self._lock:
+            self._unwritten.add(future)
+
+        def keep(done: Future[ExecResult]) -> None:
+            self._keep(code, seed, done, started)
+            with self._lock:
+                self._unwritten.discard(done)
+
+        future.add_done_callback(keep)
         return future
+
+    def size(self) -> int:
+        """Bytes of the record, on disk, with all programs whose results anyone has seen; 0 if
+        there is none."""
+        # A result can be seen a moment before it is written down.
+        while True:
+            with self._lock:
+                if not any(future.done() for future in self._unwritten):
+                    break
+            time.sleep(0.001)
+        if self._file is None:
+            return 0
+        os.fsync(self._file)
+        return os.fstat(self._file).st_size
+
+    def truncate(self, size: int) -> None:
+        """Drops what was recorded after the record had this size."""
+        if self._file is not None and os.fstat(self._file).st_size > size:
+            os.ftruncate(self._file, size)
+            self._write({"settings": self._settings})
 
     def _keep(self, code: str, seed: int, done: Future[ExecResult], started: float) -> None:
         if (result := result_of(done)) is None:
@@ -225,6 +254,13 @@ class Replay:
 
     def stats(self) -> dict[str, Any]:
         return {}
+
+    def size(self) -> int:
+        """0: nothing is recorded."""
+        return 0
+
+    def truncate(self, size: int) -> None:
+        """Does nothing: the record is another run's."""
 
     def close(self) -> None:
         self._file.close()
