@@ -28,7 +28,6 @@ import contextlib
 import logging
 import os
 import pickle
-import signal
 import socket
 import sys
 import time
@@ -71,7 +70,8 @@ class Stopped(Exception):
 # Of a process there is one, as of what JAX knows of the others.
 _peers: Peers | None = None
 _code_of: Callable[[BaseException], int | None]
-_asked = 0
+_is_agreed: Callable[[BaseException], bool]
+_may_drop = _wants_to_drop = False
 _seen_on_devices: set[str] = set()
 
 
@@ -146,6 +146,7 @@ def joined(
     cfg: HostsConfig,
     facts: Callable[[], Mapping[str, str]],
     code_of: Callable[[BaseException], int | None],
+    is_agreed: Callable[[BaseException], bool],
 ) -> Iterator[None]:
     """This process with the others, if there are any, from before JAX sees a device to the end.
 
@@ -155,12 +156,14 @@ def joined(
     Args:
       facts: what has to be equal in all processes, by name.
       code_of: the exit code after an exception whose message says enough, else None.
+      is_agreed: whether all processes raise an exception at the same point: then all end as one
+        would alone.
 
     Raises:
       ConfigError: the environment names no place.
       RunError: processes are missing, or differ.
     """
-    global _peers, _code_of, _asked
+    global _peers, _code_of, _is_agreed
     place = find()
     if place is None:
         yield
@@ -185,7 +188,7 @@ def joined(
         ),
     )
     service = peers.join()["port"]
-    _peers, _code_of, _asked = peers, code_of, 0
+    _peers, _code_of, _is_agreed = peers, code_of, is_agreed
     with guarded():
         peers.mark("starting JAX")
         jax.distributed.initialize(
@@ -198,10 +201,19 @@ def joined(
             shutdown_timeout_seconds=_JAX_SHUTDOWN_S,
             coordinator_bind_address=f"{_bracketed(bind or '::')}:{service}",
         )
-        yield
-    peers.leave()
+        agreed = None
+        try:
+            yield
+        except BaseException as error:
+            if not is_agreed(error):
+                raise
+            agreed = error
+        peers.mark("ending")
+        peers.leave()
     _peers = None
     jax.distributed.shutdown()
+    if agreed is not None:
+        raise agreed
 
 
 def _bracketed(host: str) -> str:
@@ -215,17 +227,12 @@ def _free_port(bind: str) -> int:
 
 
 @contextlib.contextmanager
-def guarded(*agreed: type[BaseException]) -> Iterator[None]:
-    """Of several processes: an exception tells the others and ends this one.
-
-    agreed: exceptions that all processes raise at the same point; they go on as everywhere.
-    """
+def guarded() -> Iterator[None]:
+    """Of several processes: an exception that is not agreed tells the others and ends this one."""
     try:
         yield
-    except agreed:
-        raise
     except BaseException as error:
-        if _peers is None:
+        if _peers is None or _is_agreed(error):
             raise
         if isinstance(error, jax.errors.JaxRuntimeError):
             time.sleep(_BLAME_S)
@@ -289,21 +296,26 @@ def gather(value: Any) -> list[Any]:
 # --- being asked to stop
 
 
-def ask_to_stop(signum: int) -> None:
-    """Of this process, by a signal; the others follow where they next agree."""
-    global _asked
-    _asked = signum
+@contextlib.contextmanager
+def droppable() -> Iterator[None]:
+    """Rollouts in here raise Stopped, all at the same segment, when any process wants to drop."""
+    global _may_drop
+    _may_drop = True
+    try:
+        yield
+    finally:
+        _may_drop = False
 
 
-def asked_to_stop() -> int:
-    """The signal that asked this process, or 0."""
-    return _asked
+def want_to_drop() -> None:
+    """Of this process, by a signal."""
+    global _wants_to_drop
+    _wants_to_drop = True
 
 
-def agree_on_stop() -> int:
-    """The signal by which any process was asked, or 0; Ctrl-C before others."""
-    asked = exchange("stopping", _asked)
-    return signal.SIGINT if signal.SIGINT in asked else max(asked)
+def asked_to_drop() -> bool:
+    """Whether this process has to tell the others of it."""
+    return _may_drop and _wants_to_drop
 
 
 # --- where this process is
