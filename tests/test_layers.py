@@ -36,6 +36,8 @@ ALLOWED = (
                 "chat",
                 "cli",
                 "collect",
+                "diff_runs",
+                "drill",
                 "parity",
                 "verl",
             )
