@@ -22,7 +22,7 @@ from cir_jax.evals import codestats
 from cir_jax.sandbox import packages, pool, store
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.store import PROGRAMS
-from cir_jax.train import loop, resume
+from cir_jax.train import loop, resume, stopping
 from cir_jax.train.display import Display
 
 ROOT = Path(__file__).parent.parent
