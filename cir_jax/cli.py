@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
-from cir_jax import exits
+from cir_jax import diff_runs, exits
 from cir_jax.ablation import command as ablation_command
 from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
@@ -14,6 +14,7 @@ from cir_jax.chat import command as chat_command
 from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
+from cir_jax.drill import command as drill_command
 from cir_jax.exits import RunError
 from cir_jax.parity import command as parity_command
 from cir_jax.sandbox.errors import SandboxError
@@ -89,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_eval)
 
     ablation_command.add(commands)
+    diff_runs.add(commands)
+    drill_command.add(commands)
     chat_command.add(commands)
 
     importer = commands.add_parser(

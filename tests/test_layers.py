@@ -37,6 +37,8 @@ ALLOWED = (
                 "chat",
                 "cli",
                 "collect",
+                "diff_runs",
+                "drill",
                 "parity",
                 "verl",
             )

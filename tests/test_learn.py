@@ -36,6 +36,8 @@ TINY = (
     "rl.clip_high=0.01",
 )
 
+KEEP_1 = configs.CheckpointConfig(keep=1)
+
 
 def tiny(*overrides):
     root = Path(__file__).parent.parent

@@ -132,13 +132,13 @@ def test_packing_changes_no_loss(first, data, tmp_path):
 def test_interrupted_and_resumed_equals_uninterrupted(first, data, tmp_path, monkeypatch):
     save_if_due = loop.Run.save_if_due
 
-    def stopping(self, state, phase, step, critic=None):
+    def signalled(self, state, phase, step, critic=None):
         if step == 5:
             self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
     run_dir = tmp_path / "run"
-    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
+    monkeypatch.setattr(loop.Run, "save_if_due", signalled)
     config = str(ROOT / "configs/quickstart.toml")
     assert cli.main(["sft", config, *overrides(data, run_dir)]) == cli.EXIT_INTERRUPTED
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)

@@ -22,7 +22,7 @@ from cir_jax.evals import codestats
 from cir_jax.sandbox import packages, pool, store
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.store import PROGRAMS
-from cir_jax.train import loop, resume
+from cir_jax.train import loop, resume, stopping
 from cir_jax.train.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -125,12 +125,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(first, tmp_path, monkeypat
     """A stop asked for at the first step of a phase; the same command then goes on."""
     save_if_due = loop.Run.save_if_due
 
-    def stopping(self, state, phase, step, critic=None):
+    def signalled(self, state, phase, step, critic=None):
         if phase == stop_at:
             self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
-    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
+    monkeypatch.setattr(loop.Run, "save_if_due", signalled)
     run_dir = tmp_path / "run"
     with pytest.raises(stopping.Interrupted):
         run(run_dir)
@@ -166,12 +166,12 @@ def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
     assert all(r["rounds"] == 2 and r["ref_kl"] > 0 and r["critic/loss"] > 0 for r in lines)
     save_if_due = loop.Run.save_if_due
 
-    def stopping(self, state, phase, step, critic=None):
+    def signalled(self, state, phase, step, critic=None):
         if phase == "rl":
             self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
-    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
+    monkeypatch.setattr(loop.Run, "save_if_due", signalled)
     with pytest.raises(stopping.Interrupted):
         run(tmp_path / "run", *switches)
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)

@@ -310,6 +310,9 @@ class RewardConfig(Section):
     """Grader processes on this host."""
     timeout_s: PositiveFloat = 10.0
     """Wall time per answer, seconds."""
+    step_timeout_s: PositiveFloat = 600.0
+    """Wall time of all answers of a step (or evaluation), seconds; those that are not graded by
+    then count as timed out."""
     overlong_buffer: NonNegativeInt = 0
     """Tokens before rollout.max_response_tokens from which on a response loses reward, at the end
     overlong_factor (DAPO: 4096 of 20480); 0 = off (CIR)."""

@@ -27,8 +27,9 @@ class Evaluation:
 
 def grade(trajectories: Sequence[Trajectory], grader: Grader, tokenizer: Tokenizer) -> list[Score]:
     """Scores of model-written text alone, all graded at the same time."""
-    futures = [grader.submit(t.problem, model_turns(t, tokenizer)) for t in trajectories]
-    return [future.result() for future in futures]
+    return grader.results(
+        [grader.submit(t.problem, model_turns(t, tokenizer)) for t in trajectories]
+    )
 
 
 def evaluate(
