@@ -36,6 +36,9 @@ class Stopper:
     def agreed(self) -> int:
         """The signal that asked any process, or 0; Ctrl-C before others."""
         asked = hosts.exchange("stopping", self.signum)
+        if any(asked) and not self.signum:
+            who = ", ".join(str(i) for i, signum in enumerate(asked) if signum)
+            self._note(f"process {who} was asked to stop")
         return signal.SIGINT if signal.SIGINT in asked else max(asked)
 
     @contextlib.contextmanager
@@ -58,7 +61,7 @@ class Stopper:
             with hosts.droppable():
                 yield
         except hosts.Stopped:
-            raise Interrupted(signal.SIGTERM) from None
+            raise Interrupted(self.agreed() or signal.SIGTERM) from None
         finally:
             self._may_drop = False
 
