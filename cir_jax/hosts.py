@@ -191,6 +191,8 @@ def joined(
     _peers, _code_of, _is_agreed = peers, code_of, is_agreed
     with guarded():
         peers.mark("starting JAX")
+        # JAX would take SIGTERM for a notice that only orbax asks about; see train/stopping.py.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             f"{_bracketed(host)}:{service}",
             place.count,

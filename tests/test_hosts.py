@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pods
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 from models_table import TINY_RUN
 
 from cir_jax import config as configs
@@ -112,6 +113,30 @@ def test_the_environment_says_which_process_this_is(monkeypatch):
     assert hosts.find() is None
 
 
+def test_hosts_of_a_slice_are_detected(monkeypatch):
+    """As on GKE, by jax's own detection, with the second of three hosts."""
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "1")
+    monkeypatch.setenv("MEGASCALE_SLICE_ID", "0")
+    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "localhost")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,second,third")
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    assert hosts.find() == (f"localhost:{cloud_tpu_cluster.coordinator_port}", 3, 1)
+    monkeypatch.setenv(hosts.ADDRESS, "other:7")
+    assert hosts.find() == ("other:7", 3, 1)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(ConfigError, match="are not set"):
+        hosts.find()
+    monkeypatch.delenv(hosts.ADDRESS)
+    assert hosts.find() is None
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    monkeypatch.setenv("TPU_WORKER_ID", "0")
+    assert hosts.find() is None
+
+
 # --- whole runs
 
 
@@ -132,6 +157,7 @@ QUICKSTART = (
 FAULTS = (
     *without("sft.", "eval.", "rl.steps"),
     "sft.weights=''",
+    "sft.steps=0",
     "eval.num_problems=0",
     "rl.steps=300",
     *EIGHT,
