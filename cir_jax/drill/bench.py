@@ -54,7 +54,7 @@ class Job:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "TMPDIR": str(self._temp),
         }
-        config = str(configs.ASSETS / "drill.toml")
+        config = str(configs.asset_dir("package:drill.toml"))
         argv = ["train", config, f"run_dir={str(run_dir)!r}", "resume=true", *overrides]
         self._began = time.monotonic()
         self._process = subprocess.Popen(

@@ -155,7 +155,10 @@ class Checkpoints:
                     path.rmtree()
 
     def _numbers(self) -> list[int]:
-        return sorted(self._manager.all_steps(read=True)) if self._manager else []
+        if self._manager is None:
+            return []
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
 
     # --- saving
 
