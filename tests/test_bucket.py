@@ -1,9 +1,5 @@
 """Checkpoints in a bucket, against an emulator of Google Cloud Storage on this machine."""
 
-import json
-import shutil
-
-import jax
 import pytest
 from test_checkpoint import assert_same, state_of, target
 
