@@ -8,9 +8,9 @@ from concurrent.futures import Future
 import pytest
 
 from cir_jax.config import SandboxConfig
+from cir_jax.exits import RunError
 from cir_jax.records import ExecResult
 from cir_jax.sandbox import store as stores
-from cir_jax.exits import RunError
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.store import PROGRAMS, Replay, Store, open_store

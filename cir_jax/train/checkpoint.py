@@ -149,8 +149,10 @@ class Checkpoints:
         )
 
     def _remove_unfinished(self) -> None:
-        if jax.process_index() == 0 and self.folder.exists():
-            for path in self.folder.glob(_UNFINISHED):
+        if jax.process_index() != 0:
+            return
+        for folder in {self.folder, self._reference.parent}:
+            for path in folder.glob(_UNFINISHED) if folder.exists() else ():
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
