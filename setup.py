@@ -16,6 +16,7 @@ setup(
         "flax>=0.12.8,<0.13",  # nnx modules; its API moves, hence the bound
         "optax>=0.2.8,<0.3",  # AdamW, schedules, clipping
         "orbax-checkpoint>=0.12.8,<0.13",  # sharded, asynchronous checkpoints
+        "absl-py>=2",  # orbax's log
         "etils[epath]>=1.13",  # paths in buckets as on disks; orbax's own
         "grain>=0.2.18,<0.3",  # indexed data pipelines
         "pyarrow>=17",  # parquet files of problems and trajectories

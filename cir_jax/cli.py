@@ -1,8 +1,10 @@
 """Command line: cir-jax train | sft | collect | curriculum | eval | chat | ... | bench."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cir_jax import config as configs
@@ -18,13 +20,24 @@ from cir_jax.drill import command as drill_command
 from cir_jax.exits import RunError
 from cir_jax.parity import command as parity_command
 from cir_jax.sandbox.errors import SandboxError
-from cir_jax.train.stopping import Interrupted
+from cir_jax.train.stopping import Interrupted, is_agreed
 from cir_jax.verl import command as verl_command
 
 EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """argv: None: the program's own, which this ends if anything is wrong."""
+    code = _main(argv)
+    if argv is None and code:
+        # A thread that waits for a store that has failed would be waited for, without end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not (hasattr(args, "overrides") and all(a[0] != "-" for a in rest)):
@@ -33,18 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.overrides = [*getattr(args, "overrides", ()), *rest]
     try:
         return args.run(args)
-    except (ConfigError, SandboxError) as error:
-        print(f"cir-jax: {error}", file=sys.stderr)
+    except BaseException as error:
+        if (code := _exit_code(error)) is None:
+            raise
+        said = {Interrupted: "stopped; the state is saved: resume=true goes on"}
+        said[KeyboardInterrupt] = "interrupted"
+        print(f"cir-jax: {said.get(type(error), error)}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """After an error that its user can do something about; None after another."""
+    if isinstance(error, ConfigError | SandboxError):
         return EXIT_CONFIG
-    except RunError as error:
-        print(f"cir-jax: {error}", file=sys.stderr)
-        return error.code
-    except Interrupted as stop:
-        print("cir-jax: stopped; the state is saved: resume=true goes on", file=sys.stderr)
-        return 128 + stop.signum
-    except KeyboardInterrupt:
-        print("cir-jax: interrupted", file=sys.stderr)
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    if isinstance(error, OSError):
+        error = exits.storage_error(error)
+    return error.code if isinstance(error, RunError) else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,25 +256,39 @@ def _sft(args: argparse.Namespace) -> int:
 
 
 def _run_phases(cfg: Config) -> int:
+    from cir_jax import hosts
     from cir_jax.train.display import Display
     from cir_jax.train.loop import train
 
-    try:
-        print(train(cfg, Display()))
-    except OSError as error:
-        if (known := exits.storage_error(error)) is None:
-            raise
-        raise known from error
+    with _with_others(cfg):
+        try:
+            run_dir = train(cfg, Display(quiet=not hosts.is_first()))
+        except OSError as error:
+            if (known := exits.storage_error(error)) is None:
+                raise
+            raise known from error
+        if hosts.is_first():
+            print(run_dir)
     return 0
+
+
+def _with_others(cfg: Config) -> AbstractContextManager[None]:
+    """With the other processes of the run, if there are any (hosts.py)."""
+    from cir_jax import hosts
+    from cir_jax.train import preflight
+
+    return hosts.joined(cfg.hosts, lambda: preflight.facts(cfg), _exit_code, is_agreed)
 
 
 def _eval(args: argparse.Namespace) -> int:
     cfg = configs.override(configs.load_run(args.run_dir), args.overrides)
     sources.check(cfg.data)
+    from cir_jax import hosts
     from cir_jax.train.display import Display
     from cir_jax.train.loop import evaluate_run
 
-    evaluate_run(cfg, args.run_dir, Display())
+    with _with_others(cfg):
+        evaluate_run(cfg, args.run_dir, Display(quiet=not hosts.is_first()))
     return 0
 
 

@@ -16,6 +16,8 @@ AGAIN = 75
 """The machine's doing: the same command goes on. BSD's EX_TEMPFAIL."""
 GATE = 76
 """A gate of the config has ended the run: its numbers are not what they should be."""
+DIFFERENT = 78
+"""The processes of a run differ in what has to be equal. BSD's EX_CONFIG."""
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 

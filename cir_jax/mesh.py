@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cir_jax.config import ConfigError, MeshConfig
@@ -43,7 +44,24 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
             f"mesh={shape} (data, fsdp, tensor): needs {wanted} devices, "
             f"but jax sees {jax.device_count()}"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+    auto = (AxisType.Auto,) * 3
+    mesh = jax.make_mesh(shape, AXES, axis_types=auto)
+    if not _rows_are_apart(mesh):
+        # The order that suits the network best may lay a row's devices across processes.
+        own_first = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+        mesh = Mesh(np.array(own_first).reshape(shape), AXES, axis_types=auto)
+    if not _rows_are_apart(mesh):
+        raise ConfigError(
+            f"mesh.tensor={cfg.tensor}: must divide the devices of a process, "
+            f"{jax.local_device_count()}: each process has rows of its own"
+        )
+    return mesh
+
+
+def _rows_are_apart(mesh: Mesh) -> bool:
+    """Whether each row of the batch is on devices of one process."""
+    of_rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    return all(len({device.process_index for device in of_row}) == 1 for of_row in of_rows)
 
 
 def spec(*axes: str | None, among: Iterable[str] = AXES) -> PartitionSpec:
@@ -112,6 +130,22 @@ def own_rows(tree: Any) -> Any:
     for x in jax.tree.leaves(tree):
         x.copy_to_host_async()
     return jax.tree.map(own, tree)
+
+
+def put_same(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that each process has the whole of."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), tree
+    )
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """The reverse: all of an array, on each process."""
+    if not (x.is_fully_addressable or x.is_fully_replicated):
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 # --- device by device

@@ -24,13 +24,18 @@ _FILES = (METRICS, TIMINGS, SAMPLES)
 
 
 class MetricsWriter:
-    """Appends JSON lines to the files of a run directory."""
+    """Appends JSON lines to the files of a run directory.
 
-    def __init__(self, run_dir: Path):
-        self._dir = run_dir
+    writes: False of all processes of a run but one.
+    """
+
+    def __init__(self, run_dir: Path, *, writes: bool = True):
+        self._dir, self._writes = run_dir, writes
         self._chain: str | None = None
 
     def write(self, kind: str, step: int, metrics: dict[str, Any], timings: dict[str, float]):
+        if not self._writes:
+            return
         head = {"kind": kind, "step": step}
         line = head | metrics
         if self._chain is None:
@@ -41,6 +46,8 @@ class MetricsWriter:
 
     def write_sample(self, step: int, trajectory: Trajectory, score: Score, text: str) -> None:
         """One trajectory: its text for people, its tokens with author and log-probability."""
+        if not self._writes:
+            return
         t = trajectory
         self._append(
             SAMPLES,
@@ -79,6 +86,8 @@ class MetricsWriter:
     def truncate(self, sizes: dict[str, int]) -> None:
         """Drops what was written after a checkpoint."""
         self._chain = None
+        if not self._writes:
+            return
         for name, size in sizes.items():
             path = self._dir / name
             if path.exists():

@@ -22,6 +22,7 @@ from cir_jax.config.files import (
     tree_differences,
     with_values,
 )
+from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.keys import describe, section_of
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
@@ -57,6 +58,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "GatesConfig",
+    "HostsConfig",
     "LoRAConfig",
     "MeshConfig",
     "ModelConfig",

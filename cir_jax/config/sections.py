@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.model import ComputeConfig, ModelConfig
 from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfig
 
@@ -453,6 +454,7 @@ class Config(Section):
     rl: RLConfig = RLConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    hosts: HostsConfig = HostsConfig()
     gates: GatesConfig = GatesConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     ablate: dict[str, dict[str, Any]] = {}

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import absl.logging
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from cir_jax import exits
+from cir_jax import exits, hosts
 from cir_jax.config import CheckpointConfig, ConfigError
 from cir_jax.exits import RunError
 from cir_jax.models import qwen
@@ -124,6 +123,8 @@ class Checkpoints:
         *,
         writes: bool = False,
     ):
+        # Orbax logs each failure several times over, tracebacks and all: it is noted once.
+        absl.logging.set_verbosity(absl.logging.FATAL)
         self._cfg, self._note, self._writes = cfg, note, writes
         self.folder = epath.Path(cfg.dir or (run_dir / "checkpoints").absolute())
         beside = epath.Path(cfg.dir) if cfg.dir else epath.Path(run_dir.absolute())
@@ -191,10 +192,10 @@ class Checkpoints:
             self._number += 1
             if score is not None:
                 self._kept.scores[self._number] = score
-            try:
-                self._manager.save(self._number, args=args)
+            error = _together(lambda: self._manager.save(self._number, args=args))
+            if error is None:
                 self._is_pending = True
-            except Exception as error:
+            else:
                 self._fail(error)
             if not wait or self._settle(wait=True):
                 return
@@ -202,19 +203,14 @@ class Checkpoints:
 
     def check(self) -> None:
         """Notes a save that has failed meanwhile; RunError if it was one too many."""
-        if self._is_pending:
-            try:
-                self._manager.check_for_errors()
-            except Exception as error:
-                self._fail(error)
+        if self._is_pending and (error := _together(self._manager.check_for_errors)):
+            self._fail(error)
 
     def _settle(self, wait: bool = False) -> bool:
         """Waits for a save under way. Returns whether the last one is there."""
         if not self._is_pending:
             return not wait
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
+        if error := _together(self._manager.wait_until_finished):
             self._fail(error)
             return False
         self._is_pending, self._failures = False, 0
@@ -276,7 +272,7 @@ class Checkpoints:
         candidates = numbers if step is None else [self._number_of(numbers, step)]
         for number in reversed(candidates):
             try:
-                restored = self._agree(lambda n=number: self._restore(n, state, critic, accept))
+                restored = self._restore(number, state, critic, accept)
             except Damaged as error:
                 why = f"checkpoint {self.folder / str(number)} is damaged: {error}"
                 if step is not None:
@@ -293,20 +289,6 @@ class Checkpoints:
                 f"{self.folder}: none of its {len(numbers)} checkpoints is sound", exits.DATA
             )
         return None
-
-    def _agree(self, restore: Callable[[], Restored]) -> Restored:
-        """Of several processes all take a checkpoint, or none does."""
-        try:
-            restored, why = restore(), ""
-        except Damaged as error:
-            restored, why = None, str(error)
-        if jax.process_count() > 1:
-            oks = multihost_utils.process_allgather(np.array(not why))
-            if not why and not oks.all():
-                why = f"process {int(np.argmin(oks))} could not read it"
-        if why:
-            raise Damaged(why)
-        return restored
 
     def _number_of(self, numbers: list[int], step: int | Literal["best"]) -> int:
         found = {}
@@ -353,13 +335,14 @@ class Checkpoints:
         critic: TrainState | None,
         accept: Callable[[Record], None],
     ) -> Restored:
-        record = self._read(number)
-        accept(record)
+        with _agreed("the checkpoint's record"):
+            record = self._read(number)
+            accept(record)
         targets = {"state": state}
         if critic is not None and "critic" in record.digests:
             targets["critic"] = critic
         args = {name: ocp.args.StandardRestore(t._asdict()) for name, t in targets.items()}
-        with _naming_damage("its arrays"):
+        with _agreed("the checkpoint's arrays"), _naming_damage("its arrays"):
             restored = self._manager.restore(number, args=ocp.args.Composite(**args))
         states = {name: TrainState(**restored[name]) for name in targets}
         for name, tree in states.items():
@@ -399,6 +382,33 @@ class Checkpoints:
                 f"{self._reference}: the reference model is damaged: {error}", exits.DATA
             ) from error
         return restored["params"]
+
+
+def _together(act: Callable[[], Any]) -> Exception | None:
+    """Does a part of a save. What has failed on any process has failed on all."""
+    error = None
+    try:
+        act()
+    except Exception as raised:
+        error = raised
+    reasons = hosts.exchange("saving", _first_line(error) if error else "")
+    if error is None and (found := [i for i, reason in enumerate(reasons) if reason]):
+        error = RuntimeError(f"process {found[0]}: {reasons[found[0]]}")
+    return error
+
+
+@contextlib.contextmanager
+def _agreed(what: str) -> Iterator[None]:
+    """Of several processes all raise Damaged, or none does."""
+    why = ""
+    try:
+        yield
+    except Damaged as error:
+        why = str(error)
+    reasons = hosts.exchange(what, why)
+    if found := [i for i, reason in enumerate(reasons) if reason]:
+        who = f"process {found[0]}: " if len(reasons) > 1 else ""
+        raise Damaged(f"{who}{reasons[found[0]]}")
 
 
 @contextlib.contextmanager

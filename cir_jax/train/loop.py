@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cir_jax import config as configs
-from cir_jax import exits, metrics
+from cir_jax import exits, hosts, metrics
 from cir_jax import mesh as meshes
 from cir_jax.config import Config, ConfigError, ModelConfig
 from cir_jax.data import pipeline, sources
@@ -24,7 +24,7 @@ from cir_jax.records import Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
 from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
-from cir_jax.sandbox.store import PROGRAMS, Replay, Store
+from cir_jax.sandbox.store import Replay, Store, record_name
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import resume, trace, weights
 from cir_jax.train.checkpoint import Checkpoints, Damaged, Place, Record, Restored
@@ -102,13 +102,18 @@ class Run:
         *,
         wait: bool = False,
     ) -> None:
-        sizes = self.writer.sizes() | {PROGRAMS: self.sandbox.size()}
+        hosts.mark("saving")
+        records = hosts.exchange("sizes of records", self.sandbox.size())
+        sizes = self.writer.sizes() | {record_name(i): size for i, size in enumerate(records)}
+        score = hosts.of_first(
+            "score", lambda: resume.score(self.cfg.checkpoint, self.dir, phase, step)
+        )
         self.checkpoints.save(
             state,
             Place(phase, step, sizes, self.extra_calls),
             critic,
             config=configs.to_tree(self.cfg),
-            score=resume.score(self.cfg.checkpoint, self.dir, phase, step),
+            score=score,
             wait=wait,
         )
         self.saved = (phase, step)
@@ -118,7 +123,7 @@ class Run:
     ) -> None:
         """Saves every so many steps, and when asked to stop (then raises Interrupted)."""
         self.checkpoints.check()
-        asked = self.stopper.signum
+        asked = self.stopper.agreed()
         if step % self.cfg.checkpoint.every == 0 or asked:
             self.save(state, phase, step, critic, wait=bool(asked))
         if asked:
@@ -153,6 +158,12 @@ class Run:
             max_calls=configs.eval_max_calls(self.cfg),
         )
 
+    def sandbox_figures(self) -> dict[str, float]:
+        """Of the sandboxes of all processes: counts in all, and the longest times."""
+        parts = hosts.exchange("figures of sandboxes", self.sandbox.figures())
+        together = {name: max if name.endswith("_s") else sum for name in parts[0]}
+        return {name: f([part[name] for part in parts]) for name, f in together.items()}
+
     def record_stage(self, params: qwen.Params, phase: str, step: int) -> None:
         """Evaluates, and writes the table's row; not if there is nothing to evaluate on."""
         if not self.cfg.eval.num_problems:
@@ -163,7 +174,7 @@ class Run:
         by_task = {f"accuracy/{task}": value for task, value in result.by_task.items()}
         row = {"stage": STAGES[phase]} | result.summary | by_task
         row |= metrics.reason_counts(result.scores)
-        seconds = {"wall_s": result.stats.wall_s} | self.sandbox.figures()
+        seconds = {"wall_s": result.stats.wall_s} | self.sandbox_figures()
         self.writer.write("eval", step, row, seconds)
         self.watchdog.end()
 
@@ -179,7 +190,7 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
         checkpoints = Checkpoints(run_dir, cfg.checkpoint, display.note, writes=record)
         stack.callback(checkpoints.close)
         stack.callback(display.end)
-        writer = metrics.MetricsWriter(run_dir)
+        writer = metrics.MetricsWriter(run_dir, writes=hosts.is_first())
         stopper = Stopper(display.note, display.end)
         watchdog = Watchdog(cfg.watchdog)
         stack.callback(watchdog.close)
@@ -197,7 +208,9 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
             stopper,
             watchdog,
         )
-        with stopper.listening() if record else contextlib.nullcontext():
+        # Without a state to save, a signal ends it as any program.
+        listening = stopper.listening() if record else contextlib.nullcontext()
+        with listening, hosts.guarded():
             yield run
 
 
@@ -207,12 +220,13 @@ def train(cfg: Config, display: Display) -> Path:
     Raises Interrupted after a signal, with the state saved, and RunError where it cannot go on.
     """
     resume.check_keys(cfg)
-    run_dir = resume.find_run_dir(cfg)
+    run_dir = resume.agreed_run_dir(cfg)
     display.note(f"run directory: {run_dir}")
     with resume.alone_in(run_dir), open_run(cfg, run_dir, display, record=True) as run:
         state, critic, place = restore(run) if cfg.resume else (None, None, Place("start", 0))
-        configs.save_run(cfg, run_dir)
-        save_description(run)
+        if hosts.is_first():
+            configs.save_run(cfg, run_dir)
+            save_description(run)
         data = sft_data(run) if cfg.sft.trains and place.phase in ("start", "sft") else None
         if place.phase == "start":
             given = bool(cfg.sft.weights)
@@ -253,7 +267,7 @@ def train(cfg: Config, display: Display) -> Path:
                 run.record_stage(models.policy.params, "done", cfg.rl.steps)
             # Saved again with the row: a run that is resumed now has nothing left to do.
             run.save(models.policy, "done", cfg.rl.steps, models.critic, wait=True)
-        if cfg.eval.num_problems:
+        if cfg.eval.num_problems and hosts.is_first():
             display.table([r for r in metrics.read(run_dir) if r["kind"] == "eval"])
     return run_dir
 
@@ -302,7 +316,8 @@ def sft_data(run: Run) -> SFTData:
     for name, meaning in COUNTED.items():
         if source.counts[name]:
             run.display.note(f"sft.data: {source.counts[name]} {name}: {meaning}")
-    (run.dir / SFT_FILE).write_text(json.dumps(source.counts, indent=1) + "\n")
+    if hosts.is_first():
+        (run.dir / SFT_FILE).write_text(json.dumps(source.counts, indent=1) + "\n")
     return SFTData(cfg, source)
 
 
@@ -326,6 +341,7 @@ def cold_start(run: Run, data: SFTData, state: TrainState, first_step: int) -> q
                 max_micro=num_max,
             )
         with timer.stage("update_s"):
+            hosts.mark_devices("SFT update")
             state, figures = update(
                 state, put(batch, run.mesh), Given(), jnp.int32(num_micro), jnp.float32(1.0)
             )
@@ -335,7 +351,7 @@ def cold_start(run: Run, data: SFTData, state: TrainState, first_step: int) -> q
                 "batch_digest": trace.batch_digest(batch._asdict()),
                 "params_digest": params_digest(state.params)[0],
             }
-        run.writer.write("sft", step + 1, figures | digests, timer.seconds | run.sandbox.figures())
+        run.writer.write("sft", step + 1, figures | digests, timer.seconds | run.sandbox_figures())
         run.display.step(step + 1, {"loss": figures["loss"]})
         if (step + 1) % cfg.sft.held_out_every == 0 or step + 1 == data.num_steps:
             record_held_out(run, data, state.params, step + 1)
@@ -366,7 +382,7 @@ def record_held_out(run: Run, data: SFTData, params: qwen.Params, step: int) -> 
                 cfg=cfg.model,
                 compute=cfg.compute,
             )
-            total -= np.asarray(logp, np.float64)[batch.trained].sum()
+            total -= meshes.whole(logp).astype(np.float64)[batch.trained].sum()
             count += int(batch.trained.sum())
     if count:
         run.writer.write("held_out", step, {"loss": total / count}, timer.seconds)
@@ -407,12 +423,12 @@ def reinforce(
             arrays = trace.step_arrays(new.trajectories, new.rewards)
             batch = trace.batch_digest(arrays)
             params, leaves, unsound = params_digest(models.policy.params)
-            if cfg.keep_rollouts:
+            if cfg.keep_rollouts and hosts.is_first():
                 trace.write(run.dir, step + 1, arrays, leaves)
 
         timer.seconds |= {"tool_wait_s": new.stats.tool_wait_s, "device_idle_s": new.stats.idle_s}
         timer.seconds["tokens_per_s"] = new.stats.num_model_tokens / new.stats.wall_s
-        timer.seconds |= run.sandbox.figures() | {"runs_shared": new.stats.num_shared}
+        timer.seconds |= run.sandbox_figures() | {"runs_shared": new.stats.num_shared}
         summary = code_stats(new.trajectories, new.scores)
         reward = float(np.mean(new.rewards))
         used = float(np.mean([len(t.calls) >= budget for t in new.trajectories]))
@@ -469,17 +485,21 @@ def restore(run: Run) -> tuple[TrainState | None, TrainState | None, Place]:
             saved = configs.to_tree(configs.load_run(run.dir))
             resume.check_config(cfg, saved, Place("start", 0))
         run.display.note("no checkpoint to resume from: starting anew")
-        place = Place("start", 0, dict.fromkeys(run.writer.sizes(), 0) | {PROGRAMS: 0})
+        place = Place("start", 0, dict.fromkeys(run.writer.sizes(), 0))
         state = critic = None
     else:
         state, critic, record = restored
         place = record.place
         run.display.note(f"resuming after {place.phase} step {place.step}")
         run.saved = (place.phase, place.step)
+    hosts.check_same(checkpoint=f"{place.phase} step {place.step}")
+    # Of another number of processes then, records may be left that none of these has open.
     sizes = dict(place.file_sizes)
-    run.sandbox.truncate(sizes.pop(PROGRAMS))
+    own = [sizes.pop(record_name(i), 0) for i in range(hosts.count())]
+    run.sandbox.truncate(own[hosts.index()])
     run.writer.truncate(sizes)
-    trace.drop_after(run.dir, place.step if place.phase in ("rl", "done") else 0)
+    if hosts.is_first():
+        trace.drop_after(run.dir, place.step if place.phase in ("rl", "done") else 0)
     run.extra_calls = place.extra_calls
     return state, critic, place
 

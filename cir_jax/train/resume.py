@@ -3,15 +3,19 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cir_jax import config as configs
-from cir_jax import metrics
+from cir_jax import hosts, metrics
 from cir_jax.config import CheckpointConfig, Config, ConfigError, OptimConfig
 from cir_jax.train.checkpoint import Place
 
+# Until a directory that one process has made is seen by the others: file systems keep a while that
+# there was none.
+_SHARED_S = 30.0
 # Keys that change no number of a step: where and how often something is done or written.
 FREE = (
     "name",
@@ -24,6 +28,7 @@ FREE = (
     "mesh",
     "checkpoint",
     "gates",
+    "hosts",
     "watchdog",
     "ablate",
     "sandbox.num_workers",
@@ -117,10 +122,27 @@ def find_run_dir(cfg: Config) -> Path:
     return run_dir
 
 
+def agreed_run_dir(cfg: Config) -> Path:
+    """As find_run_dir, one for all processes, which have to share it."""
+    run_dir = Path(hosts.of_first("run directory", lambda: str(find_run_dir(cfg))))
+    deadline = time.monotonic() + _SHARED_S
+    while not run_dir.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if blind := [i for i, sees in enumerate(hosts.exchange("sight", run_dir.is_dir())) if not sees]:
+        raise ConfigError(
+            f"run_dir={str(run_dir)!r}: process {blind[0]} does not see it; it must be on storage "
+            "that all processes share"
+        )
+    return run_dir
+
+
 @contextlib.contextmanager
 def alone_in(run_dir: Path) -> Iterator[None]:
-    """Holds a run directory; ConfigError if another process does. The kernel lets go of it when
-    this one ends, however it does."""
+    """Holds a run directory for this run; ConfigError if another does. The kernel lets go of it
+    when this process ends, however it does."""
+    if not hosts.is_first():
+        yield
+        return
     folder = os.open(run_dir, os.O_RDONLY)
     try:
         try:

@@ -3,12 +3,17 @@
 A machine that is about to be taken away sends SIGTERM, and may not wait for a step. Between two
 updates the parameters are those of the last one: rollouts under way are dropped, and sampled anew,
 the same to the bit, when the run goes on.
+
+Of several processes any may get the signal. All drop a rollout at the same segment, whose report
+says so, and look at each other where a step ends.
 """
 
 import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+
+from cir_jax import exits, hosts
 
 
 class Interrupted(Exception):
@@ -28,6 +33,11 @@ class Stopper:
         self.signum = 0
         self._may_drop = False
 
+    def agreed(self) -> int:
+        """The signal that asked any process, or 0; Ctrl-C before others."""
+        asked = hosts.exchange("stopping", self.signum)
+        return signal.SIGINT if signal.SIGINT in asked else max(asked)
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Signal handlers are these meanwhile."""
@@ -41,11 +51,14 @@ class Stopper:
     @contextlib.contextmanager
     def droppable(self) -> Iterator[None]:
         """SIGTERM raises Interrupted in here, in the middle: nothing that counts is changed."""
-        if self.signum == signal.SIGTERM:
-            raise Interrupted(self.signum)
+        if self.agreed() == signal.SIGTERM:
+            raise Interrupted(signal.SIGTERM)
         self._may_drop = True
         try:
-            yield
+            with hosts.droppable():
+                yield
+        except hosts.Stopped:
+            raise Interrupted(signal.SIGTERM) from None
         finally:
             self._may_drop = False
 
@@ -56,7 +69,13 @@ class Stopper:
         self.signum = signum
         if signum == signal.SIGTERM:
             self._note("SIGTERM: saving, then ending")
-            if self._may_drop:
+            hosts.want_to_drop()
+            if self._may_drop and hosts.count() == 1:
                 raise Interrupted(signum)
         else:
             self._note("stopping after this step; once more to stop at once")
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Whether all processes of a run raise it at the same point, each for what all of them see."""
+    return isinstance(error, Interrupted) or getattr(error, "code", None) == exits.GATE

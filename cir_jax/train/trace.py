@@ -2,8 +2,7 @@
 
 `rollouts/NNNNNN.npz` has, of one step, the tokens of all rows one after the other (`ids`, `author`,
 `logp`), of each row `length`, `problem`, `sample`, `reward` and `stop`, and of each parameter after
-the step `leaf` and `digest`. Of several processes each writes its own rows; all but the first add
-their number: NNNNNN.1.npz.
+the step `leaf` and `digest`.
 """
 
 import hashlib
@@ -11,9 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from cir_jax.records import Trajectory
 
@@ -22,15 +19,12 @@ _FILE = re.compile(r"(\d{6,})(?:\.(\d+))?\.npz")
 
 
 def batch_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """One digest of arrays, of all processes' in their order: 16 hex digits."""
+    """One digest of arrays: 16 hex digits."""
     own = hashlib.blake2b(digest_size=8)
     for name, array in sorted(arrays.items()):
         own.update(f"{name} {array.dtype} {array.shape}\n".encode())
         own.update(np.ascontiguousarray(array))
-    if jax.process_count() == 1:
-        return own.hexdigest()
-    all_of_them = multihost_utils.process_allgather(np.frombuffer(own.digest(), np.uint8))
-    return hashlib.blake2b(np.ascontiguousarray(all_of_them), digest_size=8).hexdigest()
+    return own.hexdigest()
 
 
 def step_arrays(
@@ -55,13 +49,11 @@ def write(
     """leaves: digests of the parameters after the step."""
     folder = run_dir / ROLLOUTS
     folder.mkdir(exist_ok=True)
-    index = jax.process_index()
-    name = f"{step:06d}.npz" if index == 0 else f"{step:06d}.{index}.npz"
     of_leaves = {
         "leaf": np.array([x.encode() for x in leaves]),
         "digest": np.array([x.encode() for x in leaves.values()]),
     }
-    with open(folder / name, "wb") as file:
+    with open(folder / f"{step:06d}.npz", "wb") as file:
         np.savez_compressed(file, **arrays, **of_leaves)
 
 
