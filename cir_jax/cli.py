@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,7 +29,13 @@ EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED
 
 def main(argv: Sequence[str] | None = None) -> int:
     """argv: None: the program's own, which this ends if anything is wrong."""
-    code = _main(argv)
+    try:
+        code = _main(argv)
+    except Exception:
+        if argv is not None:
+            raise
+        traceback.print_exc()
+        code = 1
     if argv is None and code:
         # A thread that waits for a store that has failed would be waited for, without end.
         sys.stdout.flush()
