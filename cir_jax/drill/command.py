@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
                 row = (fault.name, fault.expected, seen, str(out.lost), codes, verdict)
                 if not args.keep:
                     shutil.rmtree(out.run_dir, ignore_errors=True)
-            console.print(" | ".join(row), markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{fault.name}: {row[-1]}", markup=False, highlight=False)
             table.add_row(*row)
     finally:
         if args.keep:
