@@ -18,7 +18,8 @@ from cir_jax import metrics, prctl
 from cir_jax.exits import RunError
 
 _SET_CHILD_SUBREAPER = 36
-_JOB_LIMIT_S = 1800.0
+# Of one start; later ones get ten times as long as the first took.
+_FIRST_LIMIT_S, _LEAST_LIMIT_S = 1800.0, 120.0
 _ORPHANS_GONE_S = 5.0
 _RESUMED = re.compile(r"resuming after (\w+) step (\d+)")
 CHECKPOINTS = "checkpoints"
@@ -44,8 +45,11 @@ class Ended:
 class Job:
     """One start of the job, in a process of its own."""
 
-    def __init__(self, run_dir: Path, inject: str, args: Sequence[str], scratch: Path):
-        """args: of `cir-jax train`."""
+    def __init__(
+        self, run_dir: Path, inject: str, args: Sequence[str], scratch: Path, limit_s: float
+    ):
+        """args: of `cir-jax train`. limit_s: after which it is killed."""
+        self._limit_s = limit_s
         self.run_dir = run_dir
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._temp = Path(tempfile.mkdtemp(dir=scratch))
@@ -76,7 +80,7 @@ class Job:
         while not condition():
             if self._process.poll() is not None:
                 return False
-            if time.monotonic() - self._began > _JOB_LIMIT_S:
+            if time.monotonic() - self._began > self._limit_s:
                 self._process.kill()
             time.sleep(0.005)
         return True
@@ -92,7 +96,7 @@ class Job:
     def end(self) -> Ended:
         """Waits for it."""
         try:
-            code = self._process.wait(_JOB_LIMIT_S)
+            code = self._process.wait(self._limit_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -127,6 +131,7 @@ class Bench:
         self.scratch, self.num_kills = scratch, num_kills
         self._args = [str(config), *overrides]
         self.every = configs.load(config, overrides).checkpoint.every
+        self._limit_s = _FIRST_LIMIT_S
         self._jobs: list[Job] = []
         self._count = 0
         self.baseline = scratch / "baseline"
@@ -137,13 +142,14 @@ class Bench:
         if ended.code != 0:
             raise RunError(f"the job itself ended with {ended.code}: {ended.text}", ended.code)
         self.seconds = ended.seconds
+        self._limit_s = max(_LEAST_LIMIT_S, 10 * self.seconds)
 
     def new_dir(self) -> Path:
         self._count += 1
         return self.scratch / f"run{self._count}"
 
     def start(self, run_dir: Path, *overrides: str, inject: str = "none") -> Job:
-        job = Job(run_dir, inject, [*self._args, *overrides], self.scratch)
+        job = Job(run_dir, inject, [*self._args, *overrides], self.scratch, self._limit_s)
         self._jobs.append(job)
         return job
 
