@@ -1,7 +1,9 @@
 """Command line: cir-jax train | sft | collect | curriculum | eval | chat | ... | bench."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +28,23 @@ EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """argv: None: the program's own, which this ends if anything is wrong."""
+    try:
+        code = _main(argv)
+    except Exception:
+        if argv is not None:
+            raise
+        traceback.print_exc()
+        code = 1
+    if argv is None and code:
+        # A thread that waits for a store that has failed would be waited for, without end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not (hasattr(args, "overrides") and all(a[0] != "-" for a in rest)):

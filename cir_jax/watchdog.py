@@ -75,13 +75,12 @@ class Watchdog:
                 began, patience_s = self._began, self._patience_s()
                 while self._what and self._began == began and not self._is_closed:
                     limit_s = self._cfg.limit_s
-                    due_s = min(patience_s, limit_s) if limit_s else patience_s
-                    left_s = began + due_s - time.monotonic()
+                    left_s = began + min(patience_s, limit_s) - time.monotonic()
                     if left_s > 0:
                         self._news.wait(left_s)
                         continue
                     self._show(time.monotonic() - began)
-                    if limit_s and time.monotonic() - began >= limit_s:
+                    if time.monotonic() - began >= limit_s:
                         self._end(limit_s)
                     patience_s *= 2
 

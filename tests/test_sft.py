@@ -76,6 +76,12 @@ class NoSandbox(contextlib.nullcontext):
     def figures(self):
         return {}
 
+    def size(self):
+        return 0
+
+    def truncate(self, size):
+        pass
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -23,6 +23,7 @@ from cir_jax.sandbox import packages, pool, store
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.store import PROGRAMS
 from cir_jax.train import loop, resume, stopping
+from cir_jax.train.digest import params_digest
 from cir_jax.train.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -181,6 +182,39 @@ def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
     run(whole, *switches, "resume=true", "rl.steps=3")
     steps = [r["step"] for r in metrics.read(whole) if r["kind"] == "rl"]
     assert steps == [1, 2, 3]
+
+
+def test_checkpoint_of_one_device_is_restored_on_eight(first):
+    cfg = configs.load_run(first)
+    mesh = MAKE_MESH(configs.MeshConfig(data=2, fsdp=2, tensor=2))
+    one = loop.newest_params(cfg, first, loop.meshes.make_mesh(cfg.mesh))
+    eight = loop.newest_params(cfg, first, mesh)
+    assert {x.sharding.mesh for x in jax.tree.leaves(eight)} == {mesh}
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+
+
+def test_another_config_is_refused_and_nothing_is_lost(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    before = files(copy)
+    with pytest.raises(configs.ConfigError, match=r"rl\.clip_low=0\.1, was 0\.2"):
+        run(copy, "resume=true", "rl.clip_low=0.1")
+    assert files(copy) == before and configs.load_run(copy).rl.clip_low == 0.2
+    # A step that is asked for; what came after it is made again.
+    run(copy, "resume=true", "resume_step=1", "rl.steps=2")
+    assert files(copy) == before
+    assert (copy / "rollouts/000002.npz").read_bytes() == (
+        first / "rollouts/000002.npz"
+    ).read_bytes()
+
+
+def test_lines_are_chained_and_tell_of_parameters(first):
+    lines = metrics.read(first)
+    assert metrics.broken_link(lines) is None
+    params = loop.newest_params(configs.load_run(first), first, loop.meshes.make_mesh(None))
+    last = [line for line in lines if line["kind"] == "rl"][-1]
+    assert last["params_digest"] == params_digest(params)[0]
+    assert len({line["params_digest"] for line in lines if line["kind"] != "eval"}) == 5
 
 
 def test_finished_run_resumes_to_nothing_more(first, tmp_path):

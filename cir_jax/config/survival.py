@@ -61,6 +61,6 @@ class WatchdogConfig(Section):
     again whenever the time has doubled."""
     min_s: PositiveFloat = 60.0
     """Seconds that have to pass besides; before there is a median, ten times as many."""
-    limit_s: PositiveFloat | None = None
-    """Seconds after which the process ends (exit code 75: the same command goes on); null (leave
-    out) = never."""
+    limit_s: PositiveFloat = 14400.0
+    """Seconds after which the process ends (exit code 75: the same command goes on). Above
+    rollout.step_timeout_s and reward.step_timeout_s, which end only what they are about."""

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
 from cir_jax import metrics, prctl
+from cir_jax.exits import RunError
 
 _SET_CHILD_SUBREAPER = 36
-_JOB_LIMIT_S = 300.0
+# Of one start; later ones get ten times as long as the first took.
+_FIRST_LIMIT_S, _LEAST_LIMIT_S = 1800.0, 120.0
 _ORPHANS_GONE_S = 5.0
 _RESUMED = re.compile(r"resuming after (\w+) step (\d+)")
 CHECKPOINTS = "checkpoints"
@@ -43,7 +45,11 @@ class Ended:
 class Job:
     """One start of the job, in a process of its own."""
 
-    def __init__(self, run_dir: Path, inject: str, overrides: tuple[str, ...], scratch: Path):
+    def __init__(
+        self, run_dir: Path, inject: str, args: Sequence[str], scratch: Path, limit_s: float
+    ):
+        """args: of `cir-jax train`. limit_s: after which it is killed."""
+        self._limit_s = limit_s
         self.run_dir = run_dir
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._temp = Path(tempfile.mkdtemp(dir=scratch))
@@ -54,8 +60,7 @@ class Job:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "TMPDIR": str(self._temp),
         }
-        config = str(configs.ASSETS / "drill.toml")
-        argv = ["train", config, f"run_dir={str(run_dir)!r}", "resume=true", *overrides]
+        argv = ["train", *args, f"run_dir={str(run_dir)!r}", "resume=true"]
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cir_jax.drill.job", inject, *argv],
@@ -75,7 +80,7 @@ class Job:
         while not condition():
             if self._process.poll() is not None:
                 return False
-            if time.monotonic() - self._began > _JOB_LIMIT_S:
+            if time.monotonic() - self._began > self._limit_s:
                 self._process.kill()
             time.sleep(0.005)
         return True
@@ -91,7 +96,7 @@ class Job:
     def end(self) -> Ended:
         """Waits for it."""
         try:
-            code = self._process.wait(_JOB_LIMIT_S)
+            code = self._process.wait(self._limit_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -109,24 +114,42 @@ class Job:
 
 
 class Bench:
-    """scratch: for everything. baseline: a run that nothing happened to, made on first use."""
+    """Makes a run that nothing happens to, the baseline.
 
-    def __init__(self, scratch: Path):
-        self.scratch = scratch
+    Args:
+      scratch: for everything.
+      config, overrides: of the job.
+      num_kills: of one run, at random moments.
+
+    Raises:
+      RunError: the job fails by itself.
+    """
+
+    def __init__(
+        self, scratch: Path, config: Path, overrides: Sequence[str] = (), *, num_kills: int = 3
+    ):
+        self.scratch, self.num_kills = scratch, num_kills
+        self._args = [str(config), *overrides]
+        self.every = configs.load(config, overrides).checkpoint.every
+        self._limit_s = _FIRST_LIMIT_S
         self._jobs: list[Job] = []
         self._count = 0
         self.baseline = scratch / "baseline"
-        ended = self.run(self.baseline)
+        job, began = self.start(self.baseline), time.monotonic()
+        job.until(lambda: job.num_steps > 0)
+        self.startup_s = time.monotonic() - began
+        ended = job.end()
         if ended.code != 0:
-            raise RuntimeError(f"the job itself fails, exit code {ended.code}:\n{ended.text}")
+            raise RunError(f"the job itself ended with {ended.code}: {ended.text}", ended.code)
         self.seconds = ended.seconds
+        self._limit_s = max(_LEAST_LIMIT_S, 10 * self.seconds)
 
     def new_dir(self) -> Path:
         self._count += 1
         return self.scratch / f"run{self._count}"
 
     def start(self, run_dir: Path, *overrides: str, inject: str = "none") -> Job:
-        job = Job(run_dir, inject, overrides, self.scratch)
+        job = Job(run_dir, inject, [*self._args, *overrides], self.scratch, self._limit_s)
         self._jobs.append(job)
         return job
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from cir_jax import config as configs
+from cir_jax.arguments import add_overrides, positive
 from cir_jax.config import ConfigError
 
 _COLUMNS = ("fault", "expected", "seen", "steps lost", "exit codes", "")
@@ -30,6 +32,16 @@ def add(commands) -> None:
     drill.add_argument(
         "--keep", action="store_true", help="keep the run directories, and say where they are"
     )
+    drill.add_argument(
+        "--config",
+        metavar="CONFIG",
+        type=Path,
+        help="TOML file of another job (default: a small one)",
+    )
+    drill.add_argument(
+        "--kills", type=positive, default=3, help="of one run at random moments (default: 3)"
+    )
+    add_overrides(drill)
     drill.set_defaults(run=_run)
 
 
@@ -49,7 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     table = Table(*_COLUMNS)
     num_wrong = 0
     try:
-        bench = benches.Bench(scratch)
+        config = args.config or configs.asset_dir("package:drill.toml")
+        bench = benches.Bench(scratch, config, args.overrides, num_kills=args.kills)
         for fault in chosen:
             try:
                 out = fault.try_it(bench)
@@ -64,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
                 row = (fault.name, fault.expected, seen, str(out.lost), codes, verdict)
                 if not args.keep:
                     shutil.rmtree(out.run_dir, ignore_errors=True)
-            console.print(" | ".join(row), markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{fault.name}: {row[-1]}", markup=False, highlight=False)
             table.add_row(*row)
     finally:
         if args.keep:

@@ -14,7 +14,6 @@ from cir_jax import exits
 from cir_jax.drill import bench as benches
 from cir_jax.drill.bench import Bench, Ended
 
-_EVERY = 2  # checkpoint.every of the job
 KILLED = -signal.SIGKILL
 _SANDBOX, _GRADER = "cir_jax sandbox", "cir_jax.reward.worker"
 
@@ -43,7 +42,7 @@ class Fault:
 
 
 def _goes_on(
-    bench: Bench, first: Ended, run_dir: Path, code: int, *overrides: str, max_lost: int = _EVERY
+    bench: Bench, first: Ended, run_dir: Path, code: int, *overrides: str, saves_lost: int = 1
 ) -> Outcome:
     """The start that a fault ended, and the same command once more, to the end."""
     second = bench.run(run_dir, *overrides)
@@ -55,10 +54,16 @@ def _goes_on(
         out.wrong.append(f"resumed, exit code {second.code}: {_tail(second)}")
     elif different := bench.same_as_baseline(run_dir):
         out.wrong.append(different)
-    if lost > max_lost:
-        out.wrong.append(f"{lost} steps lost, at most {max_lost} expected")
+    _bound(out, bench, saves_lost)
     out.seen = f"ended after step {first.num_steps}, went on from {second.resumed}"
     return out
+
+
+def _bound(out: Outcome, bench: Bench, saves_lost: int) -> None:
+    """saves_lost: so many saves, the one under way among them, may not be there."""
+    most = saves_lost * bench.every
+    if out.lost > most:
+        out.wrong.append(f"{out.lost} steps lost, at most {most} expected")
 
 
 def _stays(bench: Bench, ended: Ended, run_dir: Path, *, same: bool = True) -> Outcome:
@@ -76,29 +81,29 @@ def _tail(ended: Ended) -> str:
 
 
 def kill(bench: Bench) -> Outcome:
-    """Three times over one run, each at a random moment."""
+    """One run again and again, each time at a random moment: the last save may be under way."""
     run_dir, codes, seen = bench.new_dir(), [], []
-    for _ in range(3):
-        job = bench.start(run_dir)
-        before = time.monotonic()
-        delay_s = random.uniform(0.2, 1.0) * bench.seconds
-        job.until(lambda t=before, d=delay_s: time.monotonic() - t > d)
+    stretch_s = (bench.seconds - bench.startup_s) / (bench.num_kills + 1)
+    for _ in range(bench.num_kills):
+        job, began = bench.start(run_dir), time.monotonic()
+        delay_s = random.uniform(0.5, 1) * bench.startup_s + random.uniform(0, 2) * stretch_s
+        job.until(lambda since=began, delay_s=delay_s: time.monotonic() - since > delay_s)
         job.signal(signal.SIGKILL)
         ended = job.end()
         codes.append(ended.code)
-        seen.append(ended.num_steps)
-        if ended.code == 0:
+        seen.append(str(ended.num_steps))
+        if ended.code != KILLED:
             break
     steps = benches.num_steps(run_dir)
     last = bench.run(run_dir)
     lost = steps - (last.resumed or 0)
-    out = Outcome(run_dir, f"killed after steps {seen}", [*codes, last.code], lost)
-    if last.code != 0:
-        out.wrong.append(f"exit code {last.code}: {_tail(last)}")
+    killed = f"killed {codes.count(KILLED)} times, after steps {' '.join(seen)}"
+    out = Outcome(run_dir, killed, [*codes, last.code], lost)
+    if last.code != 0 or any(code not in (KILLED, 0) for code in codes):
+        out.wrong.append(f"exit codes {out.codes}: {_tail(last)}")
     elif different := bench.same_as_baseline(run_dir):
         out.wrong.append(different)
-    if lost > _EVERY:
-        out.wrong.append(f"{lost} steps lost, at most {_EVERY} expected")
+    _bound(out, bench, 2)
     return out
 
 
@@ -113,7 +118,7 @@ def kill_saver(bench: Bench) -> Outcome:
 
     job.until(is_saving)
     job.signal(signal.SIGKILL)
-    return _goes_on(bench, job.end(), run_dir, KILLED, max_lost=2 * _EVERY)
+    return _goes_on(bench, job.end(), run_dir, KILLED, saves_lost=2)
 
 
 def _after_steps(bench: Bench, count: int, act: Callable, **options) -> tuple[Ended, Path]:
@@ -145,14 +150,14 @@ def terminate(bench: Bench) -> Outcome:
 
     ended, run_dir = _after_steps(bench, 3, act)
     took_s = time.monotonic() - began[0]
-    out = _goes_on(bench, ended, run_dir, exits.TERMINATED, max_lost=0)
+    out = _goes_on(bench, ended, run_dir, exits.TERMINATED, saves_lost=0)
     out.seen += f", {took_s:.1f} s after the signal"
     return out
 
 
 def interrupt(bench: Bench) -> Outcome:
     ended, run_dir = _after_steps(bench, 3, lambda job: job.signal(signal.SIGINT))
-    return _goes_on(bench, ended, run_dir, exits.INTERRUPTED, max_lost=0)
+    return _goes_on(bench, ended, run_dir, exits.INTERRUPTED, saves_lost=0)
 
 
 def _damaged(damage: Callable[[Path], None]) -> Callable[[Bench], Outcome]:
@@ -166,7 +171,7 @@ def _damaged(damage: Callable[[Path], None]) -> Callable[[Bench], Outcome]:
         first = job.end()
         newest = benches.checkpoints(run_dir)[-1]
         damage(newest)
-        out = _goes_on(bench, first, run_dir, KILLED, max_lost=3 * _EVERY)
+        out = _goes_on(bench, first, run_dir, KILLED, saves_lost=3)
         out.seen += f"; {newest.name} was the newest"
         return out
 
@@ -241,7 +246,7 @@ def disk_full(bench: Bench) -> Outcome:
                         pass
         first = job.end()
         filler.unlink()
-        out = _goes_on(bench, first, run_dir, exits.IO, max_lost=3 * _EVERY)
+        out = _goes_on(bench, first, run_dir, exits.IO, saves_lost=3)
         out.wrong += bench.left_over(run_dir)
     return out
 
@@ -253,7 +258,7 @@ def read_only(bench: Bench) -> Outcome:
     job.until(lambda: len(benches.checkpoints(run_dir)) >= 2)
     with _mounted(run_dir / benches.CHECKPOINTS, "ro"):
         first = job.end()
-    return _goes_on(bench, first, run_dir, exits.IO, max_lost=8)
+    return _goes_on(bench, first, run_dir, exits.IO, saves_lost=4)
 
 
 def _injected(name: str, *, same: bool = True) -> Callable[[Bench], Outcome]:
@@ -265,12 +270,12 @@ def _injected(name: str, *, same: bool = True) -> Callable[[Bench], Outcome]:
 
 
 def _ends(
-    name: str, code: int, *overrides: str, says: str = "", max_lost: int = _EVERY
+    name: str, code: int, *overrides: str, says: str = "", saves_lost: int = 1
 ) -> Callable[[Bench], Outcome]:
     def try_it(bench: Bench) -> Outcome:
         run_dir = bench.new_dir()
         first = bench.run(run_dir, *overrides, inject=name)
-        out = _goes_on(bench, first, run_dir, code, max_lost=max_lost)
+        out = _goes_on(bench, first, run_dir, code, saves_lost=saves_lost)
         if says not in first.text:
             out.wrong.append(f"does not say {says!r}: {_tail(first)}")
         return out
@@ -323,13 +328,13 @@ FAULTS = (
     Fault("read-only disk", f"{exits.IO}; writable again: {_SAME}", read_only),
     Fault("store fails twice", f"0, {_SAME}", _injected("store_fails_twice")),
     Fault(
-        "store fails", f"{exits.IO}; resumed: {_SAME}", _ends("store_fails", exits.IO, max_lost=8)
+        "store fails", f"{exits.IO}; resumed: {_SAME}", _ends("store_fails", exits.IO, saves_lost=4)
     ),
     Fault("one step of NaN", "0, its updates are skipped", _injected("one_nan_step", same=False)),
     Fault(
         "NaN from a step on",
         f"{exits.GATE}; without: {_SAME}",
-        _ends("nan_steps", exits.GATE, says="without an update", max_lost=3 * _EVERY),
+        _ends("nan_steps", exits.GATE, says="without an update", saves_lost=3),
     ),
     Fault(
         "mismatch, gate says stop",

@@ -131,5 +131,5 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    FAULTS[sys.argv[1]]()
-    sys.exit(cli.main(sys.argv[2:]))
+    FAULTS[sys.argv.pop(1)]()
+    sys.exit(cli.main())

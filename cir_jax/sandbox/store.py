@@ -21,7 +21,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
+from cir_jax import exits
 from cir_jax.config import SandboxConfig
+from cir_jax.exits import RunError
 from cir_jax.records import ExecResult, ExecStatus
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.executor import Executor
@@ -69,10 +71,9 @@ class Store:
         """As the executor's.
 
         Raises:
-          SandboxError: the record cannot be written to.
+          RunError: the record cannot be written to.
         """
-        if self._failed:
-            raise SandboxError(f"{self._path}: {self._failed}")
+        self._check()
         started = time.monotonic()
         future = self._executor.submit(code, seed=seed)
         with self._lock:
@@ -86,15 +87,20 @@ class Store:
         future.add_done_callback(keep)
         return future
 
+    def _check(self) -> None:
+        if self._failed:
+            raise RunError(f"{self._path}: {self._failed}", exits.IO)
+
     def size(self) -> int:
         """Bytes of the record, on disk, with all programs whose results anyone has seen; 0 if
-        there is none."""
+        there is none. Raises RunError as `submit`."""
         # A result can be seen a moment before it is written down.
         while True:
             with self._lock:
                 if not any(future.done() for future in self._unwritten):
                     break
             time.sleep(0.001)
+        self._check()
         if self._file is None:
             return 0
         os.fsync(self._file)

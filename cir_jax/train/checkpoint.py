@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -122,6 +123,8 @@ class Checkpoints:
         *,
         writes: bool = False,
     ):
+        # Orbax logs each failure several times over, tracebacks and all: it is noted once.
+        absl.logging.set_verbosity(absl.logging.FATAL)
         self._cfg, self._note, self._writes = cfg, note, writes
         self.folder = epath.Path(cfg.dir or (run_dir / "checkpoints").absolute())
         beside = epath.Path(cfg.dir) if cfg.dir else epath.Path(run_dir.absolute())
@@ -147,13 +150,18 @@ class Checkpoints:
         )
 
     def _remove_unfinished(self) -> None:
-        if jax.process_index() == 0 and self.folder.exists():
-            for path in self.folder.glob(_UNFINISHED):
+        if jax.process_index() != 0:
+            return
+        for folder in {self.folder, self._reference.parent}:
+            for path in folder.glob(_UNFINISHED) if folder.exists() else ():
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
     def _numbers(self) -> list[int]:
-        return sorted(self._manager.all_steps(read=True)) if self._manager else []
+        if self._manager is None:
+            return []
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
 
     # --- saving
 

@@ -208,7 +208,9 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
             stopper,
             watchdog,
         )
-        with stopper.listening(), hosts.guarded():
+        # Without a state to save, a signal ends it as any program.
+        listening = stopper.listening() if record else contextlib.nullcontext()
+        with listening, hosts.guarded():
             yield run
 
 
@@ -230,7 +232,8 @@ def train(cfg: Config, display: Display) -> Path:
             given = bool(cfg.sft.weights)
             params = _weights(run) if given else init_params(cfg.model, run.mesh, cfg.seed)
             if data is not None:
-                run.record_stage(params, "sft", 0)
+                with run.stopper.droppable():
+                    run.record_stage(params, "sft", 0)
             optimizer = make_optimizer(cfg.sft.optim, 0)
             state = init_state(params, cfg.model, run.mesh, optimizer)
             del params  # the state has a copy of its own
