@@ -140,7 +140,7 @@ class Checkpoints:
         """A manager of what is there now: one whose save has failed lists it as saved."""
         if self._writes:
             self._remove_unfinished()
-        elif not self.folder.exists():
+        elif not hosts.exchange("folder of checkpoints", self.folder.exists())[0]:
             return
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -158,10 +158,12 @@ class Checkpoints:
                     path.rmtree()
 
     def _numbers(self) -> list[int]:
-        if self._manager is None:
-            return []
-        self._manager.reload()
-        return sorted(self._manager.all_steps())
+        found = []
+        if self._manager is not None:
+            self._manager.reload()
+            found = sorted(self._manager.all_steps())
+        # What is there is seen later by some hosts than by others.
+        return hosts.exchange("checkpoints", found)[0]
 
     # --- saving
 
