@@ -279,20 +279,21 @@ def check_same(**facts: Any) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Each process's value, of any kind and size, in the order of the processes.
+    """Each process's value, of any kind and size, in the order of jax.process_index().
 
     By the devices' network. Pickled: the other processes run the same program.
     """
     if _peers is None:
         return [value]
-    data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
-    sizes = exchange("gathering", len(data))
-    # Few sizes: each is a program of its own.
-    padded = np.zeros(max(_SMALLEST_GATHER, 1 << (max(sizes) - 1).bit_length()), np.uint8)
-    padded[: len(data)] = data
+    # A process's number among its devices' owners need not be that in the environment.
+    data = pickle.dumps((jax.process_index(), value), protocol=5)
+    longest = max(exchange("gathering", len(data)))
+    # Few sizes: each is a program of its own. What comes after a pickle's end is not read.
+    padded = np.zeros(max(_SMALLEST_GATHER, 1 << (longest - 1).bit_length()), np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
     mark_devices(f"gathering {len(padded)} bytes")
-    parts = multihost_utils.process_allgather(padded)
-    return [pickle.loads(part[:size]) for part, size in zip(parts, sizes, strict=True)]
+    parts = [pickle.loads(part.data) for part in multihost_utils.process_allgather(padded)]
+    return [value for _, value in sorted(parts, key=lambda part: part[0])]
 
 
 # --- being asked to stop

@@ -104,7 +104,8 @@ class Run:
     ) -> None:
         hosts.mark("saving")
         records = hosts.exchange("sizes of records", self.sandbox.size())
-        sizes = self.writer.sizes() | {record_name(i): size for i, size in enumerate(records)}
+        sizes = hosts.of_first("sizes of files", self.writer.sizes)
+        sizes |= {record_name(i): size for i, size in enumerate(records)}
         score = hosts.of_first(
             "score", lambda: resume.score(self.cfg.checkpoint, self.dir, phase, step)
         )
