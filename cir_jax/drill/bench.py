@@ -135,14 +135,15 @@ class Bench:
         self._jobs: list[Job] = []
         self._count = 0
         self.baseline = scratch / "baseline"
-        job, began = self.start(self.baseline), time.monotonic()
+        job = self.start(self.baseline)
         job.until(lambda: job.num_steps > 0)
-        self.startup_s = time.monotonic() - began
+        began = time.monotonic()
         ended = job.end()
         if ended.code != 0:
             raise RunError(f"the job itself ended with {ended.code}: {ended.text}", ended.code)
-        self.seconds = ended.seconds
-        self._limit_s = max(_LEAST_LIMIT_S, 10 * self.seconds)
+        self.num_steps = ended.num_steps
+        self.step_s = (time.monotonic() - began) / self.num_steps
+        self._limit_s = max(_LEAST_LIMIT_S, 10 * ended.seconds)
 
     def new_dir(self) -> Path:
         self._count += 1

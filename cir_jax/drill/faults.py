@@ -15,6 +15,8 @@ from cir_jax.drill import bench as benches
 from cir_jax.drill.bench import Bench, Ended
 
 KILLED = -signal.SIGKILL
+# Moments of a start that are tried, seconds.
+_START_S = 15.0
 _SANDBOX, _GRADER = "cir_jax sandbox", "cir_jax.reward.worker"
 
 
@@ -81,13 +83,21 @@ def _tail(ended: Ended) -> str:
 
 
 def kill(bench: Bench) -> Outcome:
-    """One run again and again, each time at a random moment: the last save may be under way."""
+    """One run again and again, at random moments of its start and, more often, of its steps. The
+    last save may be under way."""
     run_dir, codes, seen = bench.new_dir(), [], []
-    stretch_s = (bench.seconds - bench.startup_s) / (bench.num_kills + 1)
-    for _ in range(bench.num_kills):
-        job, began = bench.start(run_dir), time.monotonic()
-        delay_s = random.uniform(0.5, 1) * bench.startup_s + random.uniform(0, 2) * stretch_s
-        job.until(lambda since=began, delay_s=delay_s: time.monotonic() - since > delay_s)
+    for left in range(bench.num_kills, 0, -1):
+        steps = benches.num_steps(run_dir)
+        job = bench.start(run_dir)
+        if random.random() < 0.7:
+            stretch = 2 * (bench.num_steps - steps) / (left + 1)
+            target = steps + random.uniform(0, stretch)
+            job.until(lambda job=job, target=target: job.num_steps >= target)
+            pause_s = random.uniform(0, bench.step_s)
+        else:
+            pause_s = random.uniform(0, _START_S)
+        began = time.monotonic()
+        job.until(lambda since=began, pause_s=pause_s: time.monotonic() - since > pause_s)
         job.signal(signal.SIGKILL)
         ended = job.end()
         codes.append(ended.code)
