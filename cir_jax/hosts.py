@@ -41,10 +41,8 @@ from jax._src import clusters
 from jax.experimental import multihost_utils
 
 from cir_jax.config import ConfigError, HostsConfig
-from cir_jax.peers import Limits, Peers, check_equal
+from cir_jax.peers import ADDRESS, BIND, COUNT, INDEX, VARIABLES, Limits, Peers, check_equal
 
-ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 _TPU_CLUSTERS = ("gcetpu", "gketpu")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # JAX's own service notices later than peers.py, which says more.
@@ -93,7 +91,7 @@ def find() -> Place | None:
 
     Raises ConfigError naming the variable that is missing or wrong.
     """
-    given = {name: os.environ.get(name, "") for name in (ADDRESS, COUNT, INDEX)}
+    given = {name: os.environ.get(name, "") for name in VARIABLES}
     if not (given[COUNT] or given[INDEX]):
         place = _detect(given[ADDRESS])
         if place is None and given[ADDRESS]:
@@ -293,6 +291,7 @@ def gather(value: Any) -> list[Any]:
     padded[: len(data)] = np.frombuffer(data, np.uint8)
     mark_devices(f"gathering {len(padded)} bytes")
     parts = [pickle.loads(part.data) for part in multihost_utils.process_allgather(padded)]
+    mark("after gathering")
     return [value for _, value in sorted(parts, key=lambda part: part[0])]
 
 

@@ -25,6 +25,10 @@ from typing import Any
 from cir_jax import exits
 from cir_jax.exits import RunError
 
+# Environment variables that say where a process belongs; see hosts.py.
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+VARIABLES = (ADDRESS, COUNT, INDEX)
+BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 # With these a process ends for a reason that is the others', too; with others, they may go on when
 # all are started again.
 _FOR_ALL = (exits.USER, exits.DATA, exits.IO, exits.GATE, exits.DIFFERENT)

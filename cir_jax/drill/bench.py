@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cir_jax import config as configs
-from cir_jax import metrics, prctl
+from cir_jax import metrics, peers, prctl
 from cir_jax.exits import RunError
 
 _SET_CHILD_SUBREAPER = 36
@@ -32,21 +33,33 @@ def adopt_orphans() -> None:
 
 @dataclasses.dataclass
 class Ended:
-    """How a start of the job ended. code: exit code, or minus the signal. num_steps: RL steps in
-    the metrics then. resumed: RL step that it went on from; None if it began anew."""
+    """How a start of the job ended. codes: exit code of each process, or minus the signal.
+    num_steps: RL steps in the metrics then. resumed: RL step that it went on from; None if it began
+    anew."""
 
-    code: int
+    codes: list[int]
     text: str
     num_steps: int
     resumed: int | None
     seconds: float
 
+    @property
+    def code(self) -> int:
+        """The first process's."""
+        return self.codes[0]
+
 
 class Job:
-    """One start of the job, in a process of its own."""
+    """One start of the job, in a process of its own, or in several of one device each."""
 
     def __init__(
-        self, run_dir: Path, inject: str, args: Sequence[str], scratch: Path, limit_s: float
+        self,
+        run_dir: Path,
+        inject: str,
+        args: Sequence[str],
+        scratch: Path,
+        limit_s: float,
+        num_processes: int,
     ):
         """args: of `cir-jax train`. limit_s: after which it is killed."""
         self._limit_s = limit_s
@@ -62,14 +75,18 @@ class Job:
         }
         argv = ["train", *args, f"run_dir={str(run_dir)!r}", "resume=true"]
         self._began = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cir_jax.drill.job", inject, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
+        address = f"127.0.0.1:{_free_port()}"
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "cir_jax.drill.job", inject, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                env=env | _place(address, num_processes, index),
+                start_new_session=True,
+            )
+            for index in range(num_processes)
+        ]
 
     @property
     def num_steps(self) -> int:
@@ -78,35 +95,40 @@ class Job:
     def until(self, condition: Callable[[], bool]) -> bool:
         """Waits for it; False if the job ends before."""
         while not condition():
-            if self._process.poll() is not None:
+            if self._processes[0].poll() is not None:
                 return False
             if time.monotonic() - self._began > self._limit_s:
-                self._process.kill()
+                self.signal(signal.SIGKILL)
             time.sleep(0.005)
         return True
 
-    def signal(self, signum: int) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signum)
+    def signal(self, signum: int, process: int | None = None) -> None:
+        """To one of its processes, or to all."""
+        for each in self._processes if process is None else [self._processes[process]]:
+            if each.poll() is None:
+                each.send_signal(signum)
 
     def workers(self, kind: str) -> list[int]:
         """Process ids of its descendants whose command line has this in it."""
-        return [pid for pid in descendants(self._process.pid) if kind in _command(pid)]
+        own = [pid for process in self._processes for pid in descendants(process.pid)]
+        return [pid for pid in own if kind in _command(pid)]
 
     def end(self) -> Ended:
         """Waits for it."""
-        try:
-            code = self._process.wait(self._limit_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+        deadline = time.monotonic() + self._limit_s
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        codes = [process.wait() for process in self._processes]
         seconds = time.monotonic() - self._began
         self._log.seek(0)
         text = self._log.read().decode(errors="replace")
         self._log.close()
         found = _RESUMED.search(text)
         resumed = None if found is None else int(found[2]) * (found[1] != "sft")
-        return Ended(code, text, self.num_steps, resumed, seconds)
+        return Ended(codes, text, self.num_steps, resumed, seconds)
 
     def left_over(self) -> list[str]:
         """Files in its directory for temporary ones."""
@@ -149,17 +171,23 @@ class Bench:
         self._count += 1
         return self.scratch / f"run{self._count}"
 
-    def start(self, run_dir: Path, *overrides: str, inject: str = "none") -> Job:
-        job = Job(run_dir, inject, [*self._args, *overrides], self.scratch, self._limit_s)
+    def start(
+        self, run_dir: Path, *overrides: str, inject: str = "none", num_processes: int = 1
+    ) -> Job:
+        args = [*self._args, *overrides]
+        job = Job(run_dir, inject, args, self.scratch, self._limit_s, num_processes)
         self._jobs.append(job)
         return job
 
-    def run(self, run_dir: Path, *overrides: str, inject: str = "none") -> Ended:
-        return self.start(run_dir, *overrides, inject=inject).end()
+    def run(
+        self, run_dir: Path, *overrides: str, inject: str = "none", num_processes: int = 1
+    ) -> Ended:
+        return self.start(run_dir, *overrides, inject=inject, num_processes=num_processes).end()
 
-    def same_as_baseline(self, run_dir: Path) -> str:
-        """ "" if its metrics are, byte for byte, else what is not."""
-        own, other = ((d / metrics.METRICS).read_bytes() for d in (run_dir, self.baseline))
+    def same_as_baseline(self, run_dir: Path, baseline: Path | None = None) -> str:
+        """ "" if its metrics are, byte for byte, else what is not. baseline: another one."""
+        baseline = baseline or self.baseline
+        own, other = ((d / metrics.METRICS).read_bytes() for d in (run_dir, baseline))
         return "" if own == other else "metrics differ from the undisturbed run's"
 
     def left_over(self, run_dir: Path) -> list[str]:
@@ -175,6 +203,19 @@ class Bench:
         self._jobs.clear()
         found += [f"file {p}" for p in run_dir.rglob("*") if "tmp" in p.name]
         return found
+
+
+def _place(address: str, num_processes: int, index: int) -> dict[str, str]:
+    """The environment that says which of several processes this is."""
+    if num_processes == 1:
+        return {}
+    values = (address, str(num_processes), str(index))
+    return dict(zip(peers.VARIABLES, values, strict=True))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def num_steps(run_dir: Path) -> int:

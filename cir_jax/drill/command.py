@@ -47,11 +47,13 @@ def add(commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from cir_jax.drill import bench as benches
-    from cir_jax.drill.faults import FAULTS, Skipped
+    from cir_jax.drill import faults, pods
+    from cir_jax.drill.faults import Skipped
 
-    chosen = [f for f in FAULTS if not args.only or any(text in f.name for text in args.only)]
+    known = (*faults.FAULTS, *pods.FAULTS)
+    chosen = [f for f in known if not args.only or any(text in f.name for text in args.only)]
     if not chosen:
-        raise ConfigError(f"--only {args.only[0]}: no fault; there are {[f.name for f in FAULTS]}")
+        raise ConfigError(f"--only {args.only[0]}: no fault; there are {[f.name for f in known]}")
     if args.list:
         print("\n".join(f.name for f in chosen))
         return 0

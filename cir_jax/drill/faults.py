@@ -51,17 +51,17 @@ def _goes_on(
     lost = first.num_steps - (second.resumed or 0)
     out = Outcome(run_dir, "", [first.code, second.code], lost)
     if first.code != code:
-        out.wrong.append(f"exit code {first.code}, expected {code}: {_tail(first)}")
+        out.wrong.append(f"exit code {first.code}, expected {code}: {tail(first)}")
     if second.code != 0:
-        out.wrong.append(f"resumed, exit code {second.code}: {_tail(second)}")
+        out.wrong.append(f"resumed, exit code {second.code}: {tail(second)}")
     elif different := bench.same_as_baseline(run_dir):
         out.wrong.append(different)
-    _bound(out, bench, saves_lost)
+    bound(out, bench, saves_lost)
     out.seen = f"ended after step {first.num_steps}, went on from {second.resumed}"
     return out
 
 
-def _bound(out: Outcome, bench: Bench, saves_lost: int) -> None:
+def bound(out: Outcome, bench: Bench, saves_lost: int) -> None:
     """saves_lost: so many saves, the one under way among them, may not be there."""
     most = saves_lost * bench.every
     if out.lost > most:
@@ -72,13 +72,13 @@ def _stays(bench: Bench, ended: Ended, run_dir: Path, *, same: bool = True) -> O
     """The job has to take no notice."""
     out = Outcome(run_dir, "went on", [ended.code])
     if ended.code != 0:
-        out.wrong.append(f"exit code {ended.code}: {_tail(ended)}")
+        out.wrong.append(f"exit code {ended.code}: {tail(ended)}")
     elif same and (different := bench.same_as_baseline(run_dir)):
         out.wrong.append(different)
     return out
 
 
-def _tail(ended: Ended) -> str:
+def tail(ended: Ended) -> str:
     return " / ".join(ended.text.strip().splitlines()[-2:])
 
 
@@ -110,10 +110,10 @@ def kill(bench: Bench) -> Outcome:
     killed = f"killed {codes.count(KILLED)} times, after steps {' '.join(seen)}"
     out = Outcome(run_dir, killed, [*codes, last.code], lost)
     if last.code != 0 or any(code not in (KILLED, 0) for code in codes):
-        out.wrong.append(f"exit codes {out.codes}: {_tail(last)}")
+        out.wrong.append(f"exit codes {out.codes}: {tail(last)}")
     elif different := bench.same_as_baseline(run_dir):
         out.wrong.append(different)
-    _bound(out, bench, 2)
+    bound(out, bench, 2)
     return out
 
 
@@ -227,7 +227,7 @@ def none_sound(bench: Bench) -> Outcome:
     second = bench.run(run_dir)
     out = Outcome(run_dir, "refused to begin anew", [first.code, second.code])
     if second.code != exits.DATA or second.num_steps < first.num_steps:
-        out.wrong.append(f"exit code {second.code}, {second.num_steps} steps: {_tail(second)}")
+        out.wrong.append(f"exit code {second.code}, {second.num_steps} steps: {tail(second)}")
     return out
 
 
@@ -287,7 +287,7 @@ def _ends(
         first = bench.run(run_dir, *overrides, inject=name)
         out = _goes_on(bench, first, run_dir, code, saves_lost=saves_lost)
         if says not in first.text:
-            out.wrong.append(f"does not say {says!r}: {_tail(first)}")
+            out.wrong.append(f"does not say {says!r}: {tail(first)}")
         return out
 
     return try_it
@@ -301,7 +301,7 @@ def pause(bench: Bench) -> Outcome:
     out = Outcome(run_dir, f"paused after step {first.num_steps}", [first.code, second.code])
     out.lost = first.num_steps - (second.resumed or 0)
     if (first.code, second.code) != (exits.GATE, 0) or out.lost:
-        out.wrong.append(f"{_tail(first)}; {_tail(second)}")
+        out.wrong.append(f"{tail(first)}; {tail(second)}")
     return out
 
 

@@ -6,6 +6,7 @@ it begins.
 
 import dataclasses
 import errno
+import os
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from cir_jax import cli
+from cir_jax import cli, peers
 
 # RL steps, from 0, from which on a fault is there.
 AT_STEP = 3
@@ -118,6 +119,23 @@ def mismatch() -> None:
     loop.gather = spoiled
 
 
+def fails() -> None:
+    """The grading of a step raises an exception."""
+    from cir_jax.train import experience
+
+    grade, count = experience.grade, [0]
+
+    def failing(*args) -> list:
+        count[0] += 1
+        return grade(*args) if count[0] <= AT_STEP else 1 // 0
+
+    experience.grade = failing
+
+
+def of_process_1(fault: Callable[[], None]) -> Callable[[], None]:
+    return lambda: fault() if os.environ.get(peers.INDEX) == "1" else None
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "none": lambda: None,
     "clock_jumps": clock_jumps,
@@ -128,6 +146,8 @@ FAULTS: dict[str, Callable[[], None]] = {
     "one_nan_step": lambda: not_finite(1),
     "nan_steps": lambda: not_finite(10**6),
     "mismatch": mismatch,
+    "process_1_stalls": of_process_1(stalled_reader),
+    "process_1_fails": of_process_1(fails),
 }
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ class Learner:
             policy, more = self._update(policy, batch, of_policy, count, self._temperature)
             line |= more
             lines.append(metrics.plain(line))
+            hosts.mark("between updates")
         figures |= metrics.mean(lines)
         figures |= {k: round(figures[k], n) for k, n in _DIGITS.items()}
         return Models(policy, critic), figures

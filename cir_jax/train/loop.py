@@ -334,6 +334,7 @@ def cold_start(run: Run, data: SFTData, state: TrainState, first_step: int) -> q
     for step in range(first_step, data.num_steps):
         timer = metrics.Timer()
         run.watchdog.begin("SFT step", step + 1)
+        hosts.mark(f"SFT step {step + 1}, its data")
         with timer.stage("data_s"):
             batch, num_micro = pack(
                 data.sequences(step),
@@ -405,6 +406,7 @@ def reinforce(
     for step in range(first_step, cfg.rl.steps):
         timer = metrics.Timer()
         run.watchdog.begin("RL step", step + 1)
+        hosts.mark(f"RL step {step + 1}, its problems")
         budget = run.max_calls(step)
         with run.droppable(models.policy, "rl", step, models.critic):
             new = gather(
