@@ -86,8 +86,8 @@ class Cloud:
     def home(self, worker=0, name="a"):
         return self.dir / "slices" / name / f"w{worker}"
 
-    def processes(self, text):
-        """Processes of this cloud's workers whose command line has the text in it."""
+    def processes(self, program):
+        """Processes of this cloud's workers whose command line begins like that."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -95,7 +95,9 @@ class Cloud:
                 words = (path / "cmdline").read_bytes()
             except OSError:
                 continue
-            if f"FAKE_VM={self.dir}/".encode() in environment and text.encode() in words:
+            if f"FAKE_VM={self.dir}/".encode() in environment and words.startswith(
+                program.encode()
+            ):
                 found.append(int(path.name))
         return found
 

@@ -197,7 +197,8 @@ def kill(name):
     wanted = f"FAKE_VM={path('slices', name)}/".encode()
     while True:
         found = []
-        for file in glob.glob("/proc/[0-9]*/environ"):
+        # A worker may ask for its own end.
+        for file in set(glob.glob("/proc/[0-9]*/environ")) - {f"/proc/{os.getpid()}/environ"}:
             try:
                 with open(file, "rb") as environment:
                     if wanted in environment.read():
@@ -258,7 +259,7 @@ def ssh(scenario, name, chosen, count, command):
         home = path("slices", name, f"w{worker}")
         # As on a VM: a home, a host's name that has the number, and nothing of the caller.
         environment = {"HOME": home, "PATH": os.environ["PATH"], "FAKE_VM": home + "/"}
-        environment["TPU_WORKER_ID"] = str(worker)
+        environment |= {"TPU_WORKER_ID": str(worker), "FAKE_GCLOUD": ROOT}
         environment |= scenario.get("env", {})
         if count > 1 and "port" in scenario:
             environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{scenario['port']}"

@@ -10,6 +10,10 @@ be_describe() {
   STATE=NONE REASON=- TYPE=- NODES=1 RUN=$1 OWNER=- EXPIRES=-
   local file
   file=$(_slice "$1")
+  if [[ -n $DRY ]]; then
+    STATE=$DRY_STATE TYPE=$ACCELERATOR
+    return 0
+  fi
   [[ -f $file ]] || return 0
   read -r TYPE EXPIRES PORT <"$file"
   STATE=ACTIVE
@@ -19,7 +23,7 @@ be_create() {
   local file
   file=$(_slice "$1")
   if [[ -n $DRY ]]; then
-    PORT=8476
+    PORT=8476 DRY_STATE=ACTIVE
     return 0
   fi
   mkdir -p "${file%/*}"

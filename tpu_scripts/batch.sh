@@ -60,7 +60,7 @@ option job-file "$TMP/job.json"
 file=$VALUE
 "$PYTHON" -S "$HERE/launch.py" batch "$tasks" "$jobs" "$parallel" "$machine" "$cpus" "$memory" \
   "$SECONDS_OF" "$BUCKET" "$SHA" "$NAME" "${WORDS[@]}" >"$file" || exit
-[[ -z ${OPT[job - file]:-} ]] || exit 0
+[[ -z ${OPT["job-file"]:-} ]] || exit 0
 project=()
 [[ -z $PROJECT ]] || project=("--project=$PROJECT")
 gc_retry storage cp --no-clobber "$TARBALL" "$BUCKET/code/cir-$SHA.tar.gz" "${project[@]}" ||

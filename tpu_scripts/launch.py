@@ -280,7 +280,7 @@ def batch_script(sha, commands):
         'mkdir -p "$h/code"',
         '( flock 9; [ -f "$d/.ready" ] || { rm -rf "$d"; mkdir "$d"',
         f'tar -xzf /mnt/bucket/code/cir-{sha}.tar.gz -C "$d"',
-        f'sh "$d/tpu_scripts/install.sh" "$h" {sha} ""; }} ) 9>"$h/code/lock"',
+        f'sh "$d/tpu_scripts/install.sh" "$h" {sha} ""; }} ) 9>"$h/code.lock"',
         'cd "$d"; PATH=$d/.venv/bin:$PATH',
     ]
     if len(commands) == 1:

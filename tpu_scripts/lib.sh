@@ -167,7 +167,7 @@ parse() {
     esac
     shift
   done
-  DRY=${OPT[dry - run]:-}
+  DRY=${OPT["dry-run"]:-}
 }
 
 unknown_option() {

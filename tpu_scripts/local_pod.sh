@@ -24,13 +24,13 @@ source "$HERE/workers.sh"
 # Nothing is far away here.
 POLL=${CIR_POLL:-1}
 parse "name= processes= devices= owner= backend= $RUN_OPTIONS" "$@"
-OPT[name]=${OPT[name]:-local}
+OPT["name"]=${OPT["name"]:-local}
 option processes 2
 processes=$VALUE
 option devices 4
 slice_type "local-${processes}x$VALUE" || exit
-OPT[type]=$ACCELERATOR
-OPT[reserved]=1
+OPT["type"]=$ACCELERATOR
+OPT["reserved"]=1
 slice_options
 create_options
 SOURCE=$PWD

@@ -21,7 +21,7 @@ TEXT
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 source "$HERE/slices.sh"
 source "$HERE/workers.sh"
-parse "$SLICE_OPTIONS run= run-dir= bucket= workers= tail= out= follow" "$@"
+parse "$SLICE_OPTIONS run= workers= tail= out= follow" "$@"
 slice_options
 run_options
 must_be_active

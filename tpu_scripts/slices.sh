@@ -227,6 +227,7 @@ delete() {
     be_describe "$1" "$2"
     if [[ $STATE == NONE ]]; then
       log "$1: deleted"
+      MINE=""
       return 0
     fi
     pause

@@ -20,7 +20,7 @@ TEXT
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 source "$HERE/slices.sh"
 source "$HERE/workers.sh"
-parse "$SLICE_OPTIONS run= run-dir= bucket=" "$@"
+parse "$SLICE_OPTIONS run=" "$@"
 slice_options
 run_options
 must_be_active

@@ -18,7 +18,7 @@ TEXT
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 source "$HERE/slices.sh"
 source "$HERE/workers.sh"
-parse "$SLICE_OPTIONS run= run-dir= bucket= grace=" "$@"
+parse "$SLICE_OPTIONS run= grace=" "$@"
 slice_options
 run_options
 must_be_active

@@ -248,6 +248,7 @@ class Supervisor:
         self.place, self.spec = place, spec
         self.status = {"worker": place.worker, "state": "running", "pid": os.getpid()}
         self.status |= {"started": time.time(), "command": spec["digest"], "code_sha": spec["sha"]}
+        self.status["run_dir"] = spec["run_dir"]
         self.asked = None  # the signal that asked for an end
         self.asked_at = 0.0
 
@@ -438,13 +439,17 @@ def start(args):
         _kill_all(lambda: _carrying(place.dir))
         if os.path.exists(place.path("stop")):
             os.remove(place.path("stop"))
+        cwd = os.path.expanduser(args.cwd) if args.cwd else os.getcwd()
+        run_dir = args.run_dir
+        if run_dir and "://" not in run_dir:
+            run_dir = os.path.join(cwd, run_dir)
         spec = {
             "words": args.words,
             "digest": digest,
             "sha": args.sha,
             "env": env,
-            "cwd": os.path.expanduser(args.cwd) if args.cwd else os.getcwd(),
-            "run_dir": args.run_dir,
+            "cwd": cwd,
+            "run_dir": run_dir,
             "bucket": args.bucket,
             "retries": args.retries,
             "backoff": args.backoff,
@@ -485,7 +490,8 @@ def status(args):
     state = seen.get("state", "none")
     if state not in (*ENDED, "none") and not place.alive():
         state = "lost"  # the supervisor was killed
-    phase, step, age = progress(place, args.run_dir)
+    run_dir = seen.get("run_dir")
+    phase, step, age = progress(place, run_dir)
     place.mark(
         "status",
         state=state,
@@ -493,7 +499,7 @@ def status(args):
         attempt=seen.get("attempt"),
         phase=phase,
         step=step,
-        checkpoint=newest_checkpoint(args.run_dir) if args.run_dir else seen.get("checkpoint"),
+        checkpoint=newest_checkpoint(run_dir) if run_dir else None,
         age=age,
     )
     return 0

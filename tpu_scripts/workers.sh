@@ -133,7 +133,7 @@ setup() {
     # Locked, since gcloud runs a command again when its connection breaks.
     install=$PATHS'mkdir -p "$h/code"; ( flock 9; [ -f "$d/.ready" ] || { '
     install+="echo '$SUM  cir-$SHA.tar.gz' | sha256sum -c --quiet - && "
-    install+='rm -rf "$d" && mkdir "$d" && tar -xzf cir-'$SHA'.tar.gz -C "$d" && sh "$d/tpu_scripts/install.sh" "$h" '"$SHA $QUOTED '[tpu]'; } ) 9>\"\$h/code/lock\" >&2 && ${told/TAG/install}"
+    install+='rm -rf "$d" && mkdir "$d" && tar -xzf cir-'$SHA'.tar.gz -C "$d" && sh "$d/tpu_scripts/install.sh" "$h" '"$SHA $QUOTED '[tpu]'; } ) 9>\"\$h/code.lock\" >&2 && ${told/TAG/install}"
     workers
     if [[ ${missing// /} == "$(seq -s '' 0 $((NUM_WORKERS - 1)))" ]]; then
       be_copy "$TARBALL" all || log "copying did not reach all workers"
@@ -146,7 +146,7 @@ setup() {
     fi
     DRY_READY=ready
   fi
-  prove_equal
+  prove_equal || return 1
   guard
 }
 
@@ -235,7 +235,7 @@ training() {
 # remote TAG VERB OPTIONS: a supervisor's command for a worker's shell, in COMMAND.
 remote() {
   be_paths "$SHA"
-  quote "--run=$RUN_NAME" "--run-dir=$RUN_DIR"
+  quote "--run=$RUN_NAME"
   COMMAND=$PATHS'if [ -f "$s" ]; then python3 "$s" '"$2"' --home="$h" --worker="$w" '"$QUOTED${3:+ $3}"
   COMMAND+='; else echo "CIR worker=$w tag='"$1"' state=none"; fi'
 }
@@ -249,7 +249,7 @@ supervise() {
 # start: one quick call; a run that is there already goes on as it is.
 start() {
   local options=() bin="" pair
-  options+=("--sha=$SHA" "--retries=$RETRIES" "--grace=$GRACE")
+  options+=("--sha=$SHA" "--run-dir=$RUN_DIR" "--retries=$RETRIES" "--grace=$GRACE")
   [[ -z $BUCKET ]] || options+=("--bucket=$BUCKET")
   [[ -z ${OPT[again]:-} ]] || options+=(--again)
   [[ $FLAGS == - ]] || options+=("--env=LIBTPU_INIT_ARGS=${FLAGS//,/ }")
