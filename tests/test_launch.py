@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -452,7 +453,8 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_asked_for(clou
         ((*train, "mesh.fsdp=16", "rl.stepz=3"), "rl.steps"),
         ((*train, "mesh.fsdp=all"), "mesh.fsdp='all': expected a number"),
     ):
-        done = watch(cloud, *words, code=2, options=here)
+        # The keys are checked where pydantic is.
+        done = watch(cloud, *words, code=2, options=here, CIR_PYTHON=sys.executable)
         assert told in done.stderr
     assert not cloud.calls()
     done = cloud.run(
@@ -461,3 +463,140 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_asked_for(clou
     assert "rl.micro_rows=16 run_dir=runs/a resume=true" in done.stdout
     done = watch(cloud, "true", code=2, options=["--env=HF_TOKEN=hf_abc"])
     assert "--env-file" in done.stderr and "hf_abc" not in done.stderr
+
+
+# -- sweeps, batch -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep(cloud):
+    """Words of a sweep over 2 configs, 3 seeds and 2 values, its slices on this machine."""
+    configs = cloud.source / "configs"
+    configs.mkdir()
+    text = (ROOT / "configs/quickstart.toml").read_text()
+    for name in "ab":
+        (configs / f"{name}.toml").write_text(
+            text.replace('name = "quickstart"', f'name = "{name}"')
+        )
+    program = cloud.dir.parent / "bin/cir-jax"
+    program.write_text(
+        f'#!/bin/sh\n[ -e {cloud.dir}/hold ] && sleep 1000\necho "$@" >>{cloud.dir}/ran\n'
+    )
+    program.chmod(0o755)
+    cloud.env["CIR_LOCAL"] = str(cloud.dir / "local")
+    words = ["--name=s", "--type=local-1x1", "--configs=configs/a.toml,configs/b.toml"]
+    return [*words, "--seeds=0,1,2", "--set=rl.steps=1,2", f"--ledger={cloud.dir}/ledger"]
+
+
+def ran(cloud):
+    path = cloud.dir / "ran"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_killed_sweep_goes_on_where_it_was(cloud, sweep):
+    first = cloud.begin("sweep", *sweep)
+    until(lambda: len(ran(cloud)) >= 5, 40)
+    (cloud.dir / "hold").touch()
+    first.terminate()
+    assert first.wait(20) == 143
+    (cloud.dir / "hold").unlink()
+    done = len(ran(cloud))
+    assert 5 <= done < 12
+    ids = sorted(path.stem for path in cloud.dir.glob("ledger/*.json"))
+    table = cloud.run("sweep", *sweep).stdout.splitlines()
+    assert len(ids) == len(table) == 12 == len(set(ran(cloud)))
+    assert sorted(path.stem for path in cloud.dir.glob("ledger/*.json")) == ids
+    assert all(line.split("\t")[1] == "done" for line in table)
+    # At most the one that was under way ran again.
+    assert len(ran(cloud)) - done <= 12 - done + 1
+    words = ran(cloud)[0].split()
+    assert (
+        words[:4] == ["train", "configs/a.toml", "seed=0", "rl.steps=1"] and "resume=true" in words
+    )
+    cloud.run("sweep", *sweep)
+    assert len(ran(cloud)) <= 13
+    assert not list(cloud.dir.glob("local/*/slice"))
+
+
+def test_two_sweeps_at_once_share_no_job(cloud, sweep):
+    sweep = [*sweep[:3], "--seeds=0,1", *sweep[5:]]
+    both = [cloud.begin("sweep", *sweep) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(ran(cloud)) == len(set(ran(cloud))) == 4
+
+
+def test_a_jobs_name_depends_on_what_it_trains(cloud, sweep):
+    def names(*words):
+        lines = cloud.run("sweep", "--table", *sweep[:4], *words, f"--ledger={cloud.dir}/x").stdout
+        return [line.split("\t")[0] for line in lines.splitlines()]
+
+    before = names("--set=rl.steps=1", "--set=seed2=3")
+    assert sorted(before) == sorted(names("--set=seed2=3", "--set=rl.steps=1"))
+    config = cloud.source / "configs/a.toml"
+    config.write_text("# another comment\n" + config.read_text())
+    assert names("--set=rl.steps=1", "--set=seed2=3") == before
+    config.write_text(config.read_text().replace("width = 128", "width = 64"))
+    changed = names("--set=rl.steps=1", "--set=seed2=3")
+    assert changed[:3] != before[:3] and changed[3:] == before[3:]
+
+
+def batch(cloud, *words):
+    path = cloud.dir / "job.json"
+    place = ("--name=a", "--region=us-a", "--bucket=gs://b", f"--job-file={path}")
+    cloud.run("batch", *place, *words)
+    return json.loads(path.read_text())["taskGroups"][0]
+
+
+def test_each_batch_task_has_a_command_of_its_own(cloud, tmp_path):
+    of_words = batch(cloud, "--tasks=9", "--", "echo", "it's", "--shard={index}/{count}")
+    (tmp_path / "jobs").write_text("".join(f"echo 'a b' {i}\n" for i in range(9)))
+    of_file = batch(cloud, f"--jobs={tmp_path / 'jobs'}")
+    for group, expected in (
+        (of_words, [f"it's --shard={i}/9" for i in range(9)]),
+        (of_file, [f"a b {i}" for i in range(9)]),
+    ):
+        spec = group["taskSpec"]
+        assert group["taskCount"] == "9" and spec["maxRunDuration"] == "3600s"
+        assert spec["lifecyclePolicies"][0]["actionCondition"]["exitCodes"] == [50001, 75]
+        script = spec["runnables"][0]["script"]["text"]
+        command = script[script.index('cd "$d"') :].replace('cd "$d"', "true")
+        said = [
+            subprocess.run(
+                ["sh", "-c", "d=/; " + command],
+                env=os.environ | {"BATCH_TASK_INDEX": str(i), "BATCH_TASK_COUNT": "9"},
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            for i in range(9)
+        ]
+        assert said == expected
+
+
+def test_batch_job_is_one_that_the_sdk_knows(cloud):
+    """Against the message classes of an installed SDK: unknown fields and wrong enums are named."""
+    sdk = Path("/usr/lib/google-cloud-sdk/lib")
+    if not sdk.is_dir():
+        pytest.skip("no Google Cloud SDK here")
+    batch(cloud, "--", "true")
+    program = """
+import json, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/third_party"]
+from apitools.base.py import encoding
+from googlecloudsdk.generated_clients.apis.batch.v1 import batch_v1_messages as m
+job = encoding.JsonToMessage(m.Job, open(sys.argv[2]).read())
+def check(message):
+    assert not message.all_unrecognized_fields(), message.all_unrecognized_fields()
+    for field in message.all_fields():
+        value = getattr(message, field.name)
+        for inner in value if isinstance(value, list) else [value]:
+            if hasattr(inner, "all_fields"):
+                check(inner)
+check(job)
+print(job.taskGroups[0].taskCount)
+"""
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", program, sdk, cloud.dir / "job.json"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "1\n", done.stderr

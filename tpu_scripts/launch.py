@@ -151,6 +151,11 @@ def check_command(source, devices, kind, *words):
         )
 
 
+def check_jobs_command(source, devices, kind, *paths):
+    for path in paths:
+        check_command(source, devices, kind, *_json(path)["words"])
+
+
 def _check_keys(source, path, overrides):
     """Every key and value, if the package's own reader of configs is here (it needs pydantic)."""
     sys.path.insert(0, str(Path(source).resolve()))
@@ -348,6 +353,7 @@ COMMANDS = {
     "slice": slice_command,
     "slices": slices_command,
     "check": check_command,
+    "check-jobs": check_jobs_command,
     "jobs": jobs_command,
     "words": words_command,
     "note": note_command,

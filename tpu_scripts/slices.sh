@@ -133,13 +133,17 @@ adopt() {
   MINE=1
 }
 
-MINE="" # not empty: there may be a slice of ours, to be deleted if this script is ended
+EXPIRED="" # not empty: its time is over, whatever --keep says
+MINE=""    # not empty: there may be a slice of ours, to be deleted if this script is ended
 
 # check_expiry: ends when the slice's time is over.
 check_expiry() {
   [[ $EXPIRES_AT != never ]] || return 0
   now
-  ((NOW < EXPIRES_AT)) || die "$EX_RETRY" "$NAME: its time (--ttl) is over"
+  if ((NOW >= EXPIRES_AT)); then
+    EXPIRED=1
+    die "$EX_RETRY" "$NAME: its time (--ttl) is over"
+  fi
 }
 
 # ensure: returns when the slice is ACTIVE. Adopts one that is there, replaces one that failed or

@@ -40,7 +40,7 @@ WATCHED=1
 on_exit() {
   local code=$1 try
   [[ -n $MINE ]] || return "$code"
-  if [[ -n ${OPT[keep]:-} ]]; then
+  if [[ -n ${OPT[keep]:-} && -z $EXPIRED ]]; then
     log "$NAME: kept; delete.sh --name=$NAME --zone=$ZONE ends it"
     return "$code"
   fi

@@ -120,6 +120,7 @@ pack() {
 # setup: code and packages on all workers; proves that they are the same on all.
 setup() {
   pack
+  SETUP=ready
   [[ -n $BE_INSTALLS ]] || return 0
   be_paths "$SHA"
   local told='echo "CIR worker=$w tag=TAG state=ready $(cat "$d/.ready")"' check install worker
@@ -174,7 +175,6 @@ prove_equal() {
     die "$EX_CONFIG" "$NAME: workers differ in code, python or packages; delete and create the slice anew"
   fi
   log "$NAME: $NUM_WORKERS workers ready: ${first#state=ready }"
-  SETUP=ready
 }
 
 # guard: each worker gives the slice back when its time is over, whatever becomes of this machine.
@@ -204,19 +204,32 @@ run_options() {
   GRACE=$SECONDS_OF
 }
 
+slices_told() {
+  echo -n "$ACCELERATOR"
+  ((SLICES == 1)) || echo -n " x $SLICES"
+}
+
+# check_env: the variables of --env are ones, and no secrets.
+check_env() {
+  local pair
+  for pair in "${MANY[@]}"; do
+    [[ $pair == env=* ]] || continue
+    [[ $pair =~ ^env=[A-Za-z_][A-Za-z0-9_]*= ]] || die "$EX_USER" "--$pair: expected --env=NAME=VALUE"
+    [[ ! $pair =~ ^env=[^=]*(TOKEN|SECRET|PASSWORD|KEY)[^=]*= ]] ||
+      die "$EX_USER" "--env=$(cut -d= -f2 <<<"$pair"): everybody on both machines would see a secret; write it into a file on the workers and name that with --env-file"
+  done
+}
+
 # training: completes a command that trains by what makes it go on where it was: its run directory
 # and resume=true. Refuses a config that the slice cannot run, before there is one.
 training() {
   CHECKED=1
   ((${#WORDS[@]} > 0)) || die "$EX_USER" "-- COMMAND: is missing, for example -- cir-jax train configs/quickstart.toml"
-  local word has_dir="" has_resume="" pair
-  for pair in "${MANY[@]}"; do
-    [[ $pair != env=* || $pair == env=[A-Za-z_]*=* ]] || die "$EX_USER" "--$pair: expected --env=NAME=VALUE"
-    [[ ! $pair =~ ^env=[^=]*(TOKEN|SECRET|PASSWORD|KEY)[^=]*= ]] ||
-      die "$EX_USER" "--${pair%%=*}=$(cut -d= -f2 <<<"$pair"): a secret would be seen by all on both machines; write it into a file there and name it with --env-file"
-  done
-  if ! ((DEVICES == 0)); then
-    "$PYTHON" "$HERE/launch.py" check "$SOURCE" "$DEVICES" "$ACCELERATOR$( ((SLICES == 1)) || echo " x $SLICES")" "${WORDS[@]}" >&2 || die "$EX_USER" "nothing was asked for"
+  local word has_dir="" has_resume=""
+  check_env
+  if ((DEVICES > 0)); then
+    "$PYTHON" "$HERE/launch.py" check "$SOURCE" "$DEVICES" "$(slices_told)" "${WORDS[@]}" ||
+      die "$EX_USER" "nothing was asked for"
   fi
   [[ ${WORDS[0]##*/} == cir-jax && ${WORDS[1]:-} =~ ^(train|sft)$ ]] || return 0
   for word in "${WORDS[@]}"; do
