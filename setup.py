@@ -16,6 +16,8 @@ setup(
         "flax>=0.12.8,<0.13",  # nnx modules; its API moves, hence the bound
         "optax>=0.2.8,<0.3",  # AdamW, schedules, clipping
         "orbax-checkpoint>=0.12.8,<0.13",  # sharded, asynchronous checkpoints
+        "absl-py>=2",  # orbax's log
+        "etils[epath]>=1.13",  # paths in buckets as on disks; orbax's own
         "grain>=0.2.18,<0.3",  # indexed data pipelines
         "pyarrow>=17",  # parquet files of problems and trajectories
         "transformers>=5.23,<6",  # tokenizers; the format that weights are exchanged in
@@ -33,12 +35,15 @@ setup(
         # Compiles for TPU slices without one; a version's memory figures differ, hence exact.
         "tpu": ["libtpu==0.0.51"],
         "figures": ["matplotlib>=3.10"],  # what `ablate` draws
+        "gcs": ["gcsfs>=2025.1"],  # checkpoints in Google's buckets
         "test": [
             "matplotlib>=3.10",  # as the extra `figures`
             "pytest>=9",
             "pytest-xdist>=3.8",  # two processes: most of the time is compilation, on one core
             "hypothesis>=6",  # random token streams
             "beartype>=0.20",  # checks the shapes in signatures
+            "gcsfs>=2025.1",  # as the extra `gcs`
+            "gcp-storage-emulator>=2024.8",  # a bucket on this machine
             "pebble>=5",  # the pool that `bench sandbox` is compared with
             "ruff==0.17.6",  # style; its formatting changes between versions
             "safetensors>=0.8",  # the reference reader and writer of the weights' format

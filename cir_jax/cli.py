@@ -1,11 +1,15 @@
 """Command line: cir-jax train | sft | collect | curriculum | eval | chat | ... | bench."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cir_jax import config as configs
+from cir_jax import diff_runs, exits
 from cir_jax.ablation import command as ablation_command
 from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
@@ -13,25 +17,62 @@ from cir_jax.chat import command as chat_command
 from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
+from cir_jax.drill import command as drill_command
+from cir_jax.exits import RunError
 from cir_jax.parity import command as parity_command
 from cir_jax.sandbox.errors import SandboxError
+from cir_jax.train.stopping import Interrupted, is_agreed
 from cir_jax.verl import command as verl_command
 
-# Exit codes: 2 is also argparse's own; 130 is a shell's for SIGINT.
-EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130
+EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    """argv: None: the program's own, which this ends if anything is wrong."""
+    try:
+        code = _main(argv)
+    except Exception:
+        if argv is not None:
+            raise
+        traceback.print_exc()
+        code = 1
+    if argv is None and code:
+        # A thread that waits for a store that has failed would be waited for, without end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all(a[0] != "-" for a in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # argparse takes positional arguments of a list from one place only.
+    args.overrides = [*getattr(args, "overrides", ()), *rest]
     try:
         return args.run(args)
-    except (ConfigError, SandboxError) as error:
-        print(f"cir-jax: {error}", file=sys.stderr)
+    except BaseException as error:
+        if (code := _exit_code(error)) is None:
+            raise
+        said = {Interrupted: "stopped; the state is saved: resume=true goes on"}
+        said[KeyboardInterrupt] = "interrupted"
+        print(f"cir-jax: {said.get(type(error), error)}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """After an error that its user can do something about; None after another."""
+    if isinstance(error, ConfigError | SandboxError):
         return EXIT_CONFIG
-    except KeyboardInterrupt:
-        print("cir-jax: interrupted", file=sys.stderr)
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    if isinstance(error, OSError):
+        error = exits.storage_error(error)
+    return error.code if isinstance(error, RunError) else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("config", metavar="CONFIG", help="TOML file of the run")
     add_overrides(train)
+    _add_differs(train)
     train.set_defaults(run=_train)
 
     sft = commands.add_parser(
@@ -61,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sft.add_argument("config", metavar="CONFIG", help="TOML file of the run")
     add_overrides(sft)
+    _add_differs(sft)
     sft.set_defaults(run=_sft)
 
     collect_command.add(commands)
@@ -75,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_eval)
 
     ablation_command.add(commands)
+    diff_runs.add(commands)
+    drill_command.add(commands)
     chat_command.add(commands)
 
     importer = commands.add_parser(
@@ -173,6 +218,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_differs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--override",
+        dest="differs",
+        action="append",
+        default=[],
+        metavar="KEY[=VALUE]",
+        help="with resume=true: go on although this key, or section, is not what the run was made "
+        "with; all allows any; may be given again",
+    )
+
+
 def _service_url(text: str) -> str:
     try:
         return SandboxConfig(url=text).url
@@ -186,6 +243,10 @@ def _service_url(text: str) -> str:
 
 def _load(args: argparse.Namespace) -> Config:
     cfg = configs.load(args.config, args.overrides)
+    if getattr(args, "differs", ()):
+        allowed = [*cfg.resume_override, *(given.partition("=")[0] for given in args.differs)]
+        values = [given for given in args.differs if "=" in given]
+        cfg = configs.with_values(configs.override(cfg, values), {"resume_override": allowed})
     sources.check(cfg.data)
     return cfg
 
@@ -202,26 +263,39 @@ def _sft(args: argparse.Namespace) -> int:
 
 
 def _run_phases(cfg: Config) -> int:
+    from cir_jax import hosts
     from cir_jax.train.display import Display
-    from cir_jax.train.loop import Interrupted, train
+    from cir_jax.train.loop import train
 
-    display = Display()
-    try:
-        run_dir = train(cfg, display)
-    except Interrupted:
-        display.note("stopped; the state is saved: the same command with resume=true goes on")
-        return EXIT_INTERRUPTED
-    print(run_dir)
+    with _with_others(cfg):
+        try:
+            run_dir = train(cfg, Display(quiet=not hosts.is_first()))
+        except OSError as error:
+            if (known := exits.storage_error(error)) is None:
+                raise
+            raise known from error
+        if hosts.is_first():
+            print(run_dir)
     return 0
+
+
+def _with_others(cfg: Config) -> AbstractContextManager[None]:
+    """With the other processes of the run, if there are any (hosts.py)."""
+    from cir_jax import hosts
+    from cir_jax.train import preflight
+
+    return hosts.joined(cfg.hosts, lambda: preflight.facts(cfg), _exit_code, is_agreed)
 
 
 def _eval(args: argparse.Namespace) -> int:
     cfg = configs.override(configs.load_run(args.run_dir), args.overrides)
     sources.check(cfg.data)
+    from cir_jax import hosts
     from cir_jax.train.display import Display
     from cir_jax.train.loop import evaluate_run
 
-    evaluate_run(cfg, args.run_dir, Display())
+    with _with_others(cfg):
+        evaluate_run(cfg, args.run_dir, Display(quiet=not hosts.is_first()))
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cir_jax.config import ConfigError, MeshConfig
@@ -43,7 +44,24 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
             f"mesh={shape} (data, fsdp, tensor): needs {wanted} devices, "
             f"but jax sees {jax.device_count()}"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+    auto = (AxisType.Auto,) * 3
+    mesh = jax.make_mesh(shape, AXES, axis_types=auto)
+    if not _rows_are_apart(mesh):
+        # The order that suits the network best may lay a row's devices across processes.
+        own_first = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+        mesh = Mesh(np.array(own_first).reshape(shape), AXES, axis_types=auto)
+    if not _rows_are_apart(mesh):
+        raise ConfigError(
+            f"mesh.tensor={cfg.tensor}: must divide the devices of a process, "
+            f"{jax.local_device_count()}: each process has rows of its own"
+        )
+    return mesh
+
+
+def _rows_are_apart(mesh: Mesh) -> bool:
+    """Whether each row of the batch is on devices of one process."""
+    of_rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    return all(len({device.process_index for device in of_row}) == 1 for of_row in of_rows)
 
 
 def spec(*axes: str | None, among: Iterable[str] = AXES) -> PartitionSpec:
@@ -112,6 +130,22 @@ def own_rows(tree: Any) -> Any:
     for x in jax.tree.leaves(tree):
         x.copy_to_host_async()
     return jax.tree.map(own, tree)
+
+
+def put_same(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that each process has the whole of."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), tree
+    )
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """The reverse: all of an array, on each process."""
+    if not (x.is_fully_addressable or x.is_fully_replicated):
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 # --- device by device
@@ -183,8 +217,7 @@ def _gather_fwd(w, dim, dtype):
 
 
 def _gather_bwd(dim, dtype, like, grad):
-    part = jax.lax.psum_scatter(grad, "fsdp", scatter_dimension=dim, tiled=True)
-    return (part.astype(like.dtype),)
+    return (sum_to_own_part(grad, "fsdp", dim).astype(like.dtype),)
 
 
 _gather.defvjp(_gather_fwd, _gather_bwd)
@@ -195,7 +228,33 @@ def sum_replicas(grad: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     if not _inside():
         return grad
     held_apart = {m for axis in axes for m in RULES[axis]}
-    return jax.lax.psum(grad, tuple(m for m in ROWS if m not in held_apart))
+    return sum_over(grad, tuple(m for m in ROWS if m not in held_apart))
+
+
+def sum_over(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """The sum over the devices of mesh axes, where each runs on its own part.
+
+    On CPUs floats are added in the devices' order. There, the collective adds them in another one
+    when several processes hold them, and what Adam makes of the last bits of gradients that almost
+    cancel out can be seen in the next step's figures.
+    """
+    if not _adds_in_order(x, axes):
+        return jax.lax.psum(x, axes)
+    return jnp.sum(jax.lax.all_gather(x, axes), axis=0, dtype=x.dtype)
+
+
+def sum_to_own_part(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """The same, of which each device gets its part along a dimension."""
+    if not _adds_in_order(x, axis):
+        return jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+    size = x.shape[dim] // jax.lax.axis_size(axis)
+    start = jax.lax.axis_index(axis) * size
+    return jax.lax.dynamic_slice_in_dim(sum_over(x, axis), start, size, dim)
+
+
+def _adds_in_order(x: jax.Array, axes: str | tuple[str, ...]) -> bool:
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return is_float and bool(axes) and jax.lax.axis_size(axes) > 1 and platform() == "cpu"
 
 
 def each_tensor_shard(x: jax.Array) -> jax.Array:
@@ -215,7 +274,7 @@ def _on_tensor_shards() -> bool:
 
 def sum_rows(x: jax.Array) -> jax.Array:
     """The sum over all devices that run on rows of their own."""
-    return jax.lax.psum(x, ROWS) if _inside() else x
+    return sum_over(x, ROWS) if _inside() else x
 
 
 def max_rows(x: jax.Array) -> jax.Array:

@@ -1,11 +1,14 @@
 """Files of a run that grow: metrics.jsonl, timings.jsonl, samples.jsonl.
 
 metrics.jsonl and samples.jsonl hold nothing that depends on the clock, so that two runs of one
-seed write the same bytes; timings.jsonl has a line beside each line of metrics.jsonl.
+seed write the same bytes; timings.jsonl has a line beside each line of metrics.jsonl. Each line
+of metrics.jsonl ends with `chain`: a hash of the line and of the chain before it.
 """
 
 import contextlib
+import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,18 +24,30 @@ _FILES = (METRICS, TIMINGS, SAMPLES)
 
 
 class MetricsWriter:
-    """Appends JSON lines to the files of a run directory."""
+    """Appends JSON lines to the files of a run directory.
 
-    def __init__(self, run_dir: Path):
-        self._dir = run_dir
+    writes: False of all processes of a run but one.
+    """
+
+    def __init__(self, run_dir: Path, *, writes: bool = True):
+        self._dir, self._writes = run_dir, writes
+        self._chain: str | None = None
 
     def write(self, kind: str, step: int, metrics: dict[str, Any], timings: dict[str, float]):
+        if not self._writes:
+            return
         head = {"kind": kind, "step": step}
-        self._append(METRICS, head | metrics)
+        line = head | metrics
+        if self._chain is None:
+            self._chain = self._last_chain()
+        self._chain = link(self._chain, line)
+        self._append(METRICS, line | {"chain": self._chain})
         self._append(TIMINGS, head | {k: round(v, 4) for k, v in timings.items()})
 
     def write_sample(self, step: int, trajectory: Trajectory, score: Score, text: str) -> None:
         """One trajectory: its text for people, its tokens with author and log-probability."""
+        if not self._writes:
+            return
         t = trajectory
         self._append(
             SAMPLES,
@@ -59,17 +74,50 @@ class MetricsWriter:
         with open(self._dir / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def _last_chain(self) -> str:
+        path = self._dir / METRICS
+        lines = read(self._dir) if path.exists() else []
+        return lines[-1]["chain"] if lines else ""
+
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file: what a checkpoint remembers of them."""
-        return {n: p.stat().st_size if (p := self._dir / n).exists() else 0 for n in _FILES}
+        """Bytes of each file, all of them on disk: what a checkpoint remembers of them."""
+        return {name: synced_size(self._dir / name) for name in _FILES}
 
     def truncate(self, sizes: dict[str, int]) -> None:
         """Drops what was written after a checkpoint."""
+        self._chain = None
+        if not self._writes:
+            return
         for name, size in sizes.items():
             path = self._dir / name
             if path.exists():
                 with open(path, "r+b") as file:
                     file.truncate(size)
+
+
+def synced_size(path: Path) -> int:
+    """Bytes of a file, which are on disk then, whatever becomes of the machine; 0 without one."""
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def link(chain: str, line: dict[str, Any]) -> str:
+    """The chain of a line, which is given without one, after a line of another."""
+    text = chain + json.dumps(line, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def broken_link(lines: Sequence[dict[str, Any]]) -> int | None:
+    """Index of the first line whose chain is not that of what it and those before it say."""
+    chain = ""
+    for i, line in enumerate(lines):
+        chain = link(chain, {key: value for key, value in line.items() if key != "chain"})
+        if line.get("chain") != chain:
+            return i
+    return None
 
 
 def read(run_dir: Path, name: str = METRICS) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cir_jax"
 
 BASE = {"config", "records", "metrics", "tokenizer", "mesh", "masked"}
-BASE |= {"workers", "starting", "channel", "prctl", "prompts"}
+BASE |= {"workers", "starting", "channel", "prctl", "prompts", "exits", "watchdog"}
+BASE |= {"hosts", "peers"}
 STAGES = {"data", "models", "sandbox", "reward", "rl"}
 # Layer (a folder, or a file of the package's top) -> layers it may import, besides its own.
 ALLOWED = (
@@ -36,6 +37,8 @@ ALLOWED = (
                 "chat",
                 "cli",
                 "collect",
+                "diff_runs",
+                "drill",
                 "parity",
                 "verl",
             )

@@ -13,6 +13,7 @@ from cir_jax.train import learn
 from cir_jax.train.checkpoint import Checkpoints, Place
 from cir_jax.train.state import (
     abstract_reference,
+    abstract_state,
     init_params,
     init_state,
     reference_params,
@@ -34,6 +35,8 @@ TINY = (
     "rl.clip_low=0.01",
     "rl.clip_high=0.01",
 )
+
+KEEP_1 = configs.CheckpointConfig(keep=1)
 
 
 def tiny(*overrides):
@@ -199,17 +202,19 @@ def test_critic_survives_a_restart(mesh, tmp_path):
     state = init_state(init_params(cfg.model, mesh, 0), cfg.model, mesh, learn.rl_optimizer(cfg))
     critic = learn.init_critic(state.params, cfg, mesh)
     assert "head" in state.params and "head" not in critic.params
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, KEEP_1, writes=True)
     checkpoints.save(state, Place("rl", 0), critic)
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    restored = checkpoints.restore_critic(learn.abstract_critic(cfg, mesh))
-    jax.tree.map(np.testing.assert_array_equal, restored, critic)
+    checkpoints = Checkpoints(tmp_path, KEEP_1, writes=True)
+    targets = (
+        abstract_state(cfg.model, mesh, learn.rl_optimizer(cfg)),
+        learn.abstract_critic(cfg, mesh),
+    )
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(*targets).critic, critic)
     with pytest.raises(configs.ConfigError, match=r"rl\.kl_coef"):
         checkpoints.restore_reference(abstract_reference(cfg.model, cfg.compute, mesh))
-    checkpoints.save(state, Place("rl", 1))
-    with pytest.raises(configs.ConfigError, match=r"rl\.advantage"):
-        checkpoints.restore_critic(learn.abstract_critic(cfg, mesh))
+    checkpoints.save(state, Place("rl", 1), wait=True)
+    assert checkpoints.restore(*targets).critic is None
     checkpoints.close()
 
 
@@ -218,7 +223,7 @@ def test_reference_survives_a_restart(mesh, tmp_path):
     cfg = tiny("compute.dtype=bfloat16")
     params = init_params(cfg.model, mesh, 0)
     reference = reference_params(params, cfg.model, cfg.compute, mesh)
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, KEEP_1, writes=True)
     checkpoints.save_reference(reference)
     restored = checkpoints.restore_reference(abstract_reference(cfg.model, cfg.compute, mesh))
     checkpoints.close()

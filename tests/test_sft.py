@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 
 import jax
@@ -75,6 +76,12 @@ class NoSandbox(contextlib.nullcontext):
     def figures(self):
         return {}
 
+    def size(self):
+        return 0
+
+    def truncate(self, size):
+        pass
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -131,12 +138,13 @@ def test_packing_changes_no_loss(first, data, tmp_path):
 def test_interrupted_and_resumed_equals_uninterrupted(first, data, tmp_path, monkeypatch):
     save_if_due = loop.Run.save_if_due
 
-    def stopping(self, state, phase, step, critic=None):
-        self.stop = self.stop or step == 5
+    def signalled(self, state, phase, step, critic=None):
+        if step == 5:
+            self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
     run_dir = tmp_path / "run"
-    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
+    monkeypatch.setattr(loop.Run, "save_if_due", signalled)
     config = str(ROOT / "configs/quickstart.toml")
     assert cli.main(["sft", config, *overrides(data, run_dir)]) == cli.EXIT_INTERRUPTED
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)

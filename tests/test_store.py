@@ -8,6 +8,7 @@ from concurrent.futures import Future
 import pytest
 
 from cir_jax.config import SandboxConfig
+from cir_jax.exits import RunError
 from cir_jax.records import ExecResult
 from cir_jax.sandbox import store as stores
 from cir_jax.sandbox.errors import SandboxError
@@ -202,7 +203,7 @@ def test_a_full_disk_ends_the_run():
     if not path.exists():
         pytest.skip("no /dev/full")
     with Store(Fake(echo), path, recheck_share=0.0) as store:
-        with pytest.raises(SandboxError, match="/dev/full: .*No space left"):
+        with pytest.raises(RunError, match="/dev/full: .*No space left"):
             store.submit("a")
 
 

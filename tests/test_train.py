@@ -22,7 +22,8 @@ from cir_jax.evals import codestats
 from cir_jax.sandbox import packages, pool, store
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.store import PROGRAMS
-from cir_jax.train import loop
+from cir_jax.train import loop, resume, stopping
+from cir_jax.train.digest import params_digest
 from cir_jax.train.display import Display
 
 ROOT = Path(__file__).parent.parent
@@ -125,13 +126,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(first, tmp_path, monkeypat
     """A stop asked for at the first step of a phase; the same command then goes on."""
     save_if_due = loop.Run.save_if_due
 
-    def stopping(self, state, phase, step, critic=None):
-        self.stop = self.stop or phase == stop_at
+    def signalled(self, state, phase, step, critic=None):
+        if phase == stop_at:
+            self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
-    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
+    monkeypatch.setattr(loop.Run, "save_if_due", signalled)
     run_dir = tmp_path / "run"
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(stopping.Interrupted):
         run(run_dir)
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)
     # What was written after the checkpoint is dropped.
@@ -165,12 +167,13 @@ def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
     assert all(r["rounds"] == 2 and r["ref_kl"] > 0 and r["critic/loss"] > 0 for r in lines)
     save_if_due = loop.Run.save_if_due
 
-    def stopping(self, state, phase, step, critic=None):
-        self.stop = self.stop or phase == "rl"
+    def signalled(self, state, phase, step, critic=None):
+        if phase == "rl":
+            self.stopper.signum = signal.SIGINT
         save_if_due(self, state, phase, step, critic)
 
-    monkeypatch.setattr(loop.Run, "save_if_due", stopping)
-    with pytest.raises(loop.Interrupted):
+    monkeypatch.setattr(loop.Run, "save_if_due", signalled)
+    with pytest.raises(stopping.Interrupted):
         run(tmp_path / "run", *switches)
     monkeypatch.setattr(loop.Run, "save_if_due", save_if_due)
     run(tmp_path / "run", *switches, "resume=true")
@@ -179,6 +182,39 @@ def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
     run(whole, *switches, "resume=true", "rl.steps=3")
     steps = [r["step"] for r in metrics.read(whole) if r["kind"] == "rl"]
     assert steps == [1, 2, 3]
+
+
+def test_checkpoint_of_one_device_is_restored_on_eight(first):
+    cfg = configs.load_run(first)
+    mesh = MAKE_MESH(configs.MeshConfig(data=2, fsdp=2, tensor=2))
+    one = loop.newest_params(cfg, first, loop.meshes.make_mesh(cfg.mesh))
+    eight = loop.newest_params(cfg, first, mesh)
+    assert {x.sharding.mesh for x in jax.tree.leaves(eight)} == {mesh}
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+
+
+def test_another_config_is_refused_and_nothing_is_lost(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    before = files(copy)
+    with pytest.raises(configs.ConfigError, match=r"rl\.clip_low=0\.1, was 0\.2"):
+        run(copy, "resume=true", "rl.clip_low=0.1")
+    assert files(copy) == before and configs.load_run(copy).rl.clip_low == 0.2
+    # A step that is asked for; what came after it is made again.
+    run(copy, "resume=true", "resume_step=1", "rl.steps=2")
+    assert files(copy) == before
+    assert (copy / "rollouts/000002.npz").read_bytes() == (
+        first / "rollouts/000002.npz"
+    ).read_bytes()
+
+
+def test_lines_are_chained_and_tell_of_parameters(first):
+    lines = metrics.read(first)
+    assert metrics.broken_link(lines) is None
+    params = loop.newest_params(configs.load_run(first), first, loop.meshes.make_mesh(None))
+    last = [line for line in lines if line["kind"] == "rl"][-1]
+    assert last["params_digest"] == params_digest(params)[0]
+    assert len({line["params_digest"] for line in lines if line["kind"] != "eval"}) == 5
 
 
 def test_finished_run_resumes_to_nothing_more(first, tmp_path):
@@ -196,6 +232,8 @@ def test_eight_devices_write_the_same_run(first, tmp_path, monkeypatch):
     for a, b in zip(metrics.read(first), metrics.read(other), strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
+            if key in ("chain", "params_digest", "batch_digest"):
+                continue  # to the last bit
             close = value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-5)
             assert b[key] == close, (key, a, b)
     for a, b in zip(*(metrics.read(d, metrics.SAMPLES) for d in (first, other)), strict=True):
@@ -230,10 +268,10 @@ def test_run_dir_is_not_overwritten(first):
 def test_run_dirs_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = tiny("")
-    assert loop.find_run_dir(cfg) == Path("runs/quickstart/001")
-    assert loop.find_run_dir(cfg) == Path("runs/quickstart/002")
+    assert resume.find_run_dir(cfg) == Path("runs/quickstart/001")
+    assert resume.find_run_dir(cfg) == Path("runs/quickstart/002")
     resumed = cfg.model_copy(update={"resume": True})
-    assert loop.find_run_dir(resumed) == Path("runs/quickstart/002")
+    assert resume.find_run_dir(resumed) == Path("runs/quickstart/002")
 
 
 @pytest.mark.slow

@@ -8,14 +8,14 @@ from cir_jax import metrics
 from cir_jax.ablation import report
 from cir_jax.config import Config, ConfigError
 from cir_jax.train.display import Display
-from cir_jax.train.loop import STAGES, Interrupted, train
+from cir_jax.train.loop import STAGES, train
 
 
 def run_all(runs: Mapping[tuple[str, int], Config], out: Path) -> str:
     """One after the other, with the report written anew after each. Returns its table.
 
-    runs: by strategy that is off, and seed. Raises KeyboardInterrupt after a signal, with the
-    state of the run saved, and ConfigError where a directory holds a run of another config.
+    runs: by strategy that is off, and seed. Raises as `train` does, and ConfigError where a
+    directory holds a run of another config.
     """
     display = Display()
     table = ""
@@ -26,11 +26,7 @@ def run_all(runs: Mapping[tuple[str, int], Config], out: Path) -> str:
             _check_same(cfg, run_dir)
         if not (is_there and _has_ended(run_dir)):
             display.note(f"run {number} of {len(runs)}")
-            try:
-                train(cfg.model_copy(update={"resume": is_there}), display)
-            except Interrupted:
-                display.note("stopped; the same command goes on")
-                raise KeyboardInterrupt from None
+            train(cfg.model_copy(update={"resume": is_there}), display)
         table = report.write(_ended(runs), cfg.ablate, out)
     return table
 

@@ -19,6 +19,7 @@ def add(commands) -> None:
     _add_decode(benches)
     _add_rollout(benches)
     _add_sandbox(benches)
+    _add_save(benches)
 
 
 def _add_update(benches) -> None:
@@ -142,6 +143,39 @@ def _add_sandbox(benches) -> None:
         "--against", choices=("pebble",), help="measure a pool without isolation, too"
     )
     sandbox.set_defaults(run=_bench_sandbox)
+
+
+def _add_save(benches) -> None:
+    save = benches.add_parser(
+        "save",
+        help="checkpoints beside steps",
+        description="Measures by how much longer steps take when a checkpoint is saved among them, "
+        "and the digest of the parameters that each step writes down. A step here is its updates "
+        "alone. Prints one line of JSON.",
+    )
+    save.add_argument("--preset", default="bench", help="model (default: bench)")
+    save.add_argument("--batch", type=positive, default=4, help="rows (default: 4)")
+    save.add_argument("--length", type=positive, default=512, help="tokens a row (default: 512)")
+    save.add_argument("--updates", type=positive, default=2, help="of a step (default: 2, CIR's)")
+    save.add_argument(
+        "--every", type=positive, default=3, help="steps from one save to the next (default: 3)"
+    )
+    save.add_argument("--rounds", type=positive, default=2, help="measurements (default: 2)")
+    save.set_defaults(run=_bench_save)
+
+
+def _bench_save(args: argparse.Namespace) -> int:
+    from cir_jax.bench.save import bench_save
+
+    bench_save(
+        model=args.preset,
+        batch=args.batch,
+        length=args.length,
+        updates=args.updates,
+        every=args.every,
+        rounds=args.rounds,
+    )
+    return 0
 
 
 def _bench_sandbox(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from cir_jax.config.errors import ConfigError
 from cir_jax.config.files import (
     CONFIG_FILE,
     asset_dir,
+    check_key,
     differences,
     from_tree,
     holds_run,
@@ -21,11 +22,11 @@ from cir_jax.config.files import (
     tree_differences,
     with_values,
 )
+from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.keys import describe, section_of
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
-    CheckpointConfig,
     ColumnsConfig,
     Config,
     CriticConfig,
@@ -43,6 +44,7 @@ from cir_jax.config.sections import (
     max_calls_at,
     most_calls,
 )
+from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfig
 
 __all__ = [
     "CONFIG_FILE",
@@ -55,6 +57,8 @@ __all__ = [
     "CriticConfig",
     "DataConfig",
     "EvalConfig",
+    "GatesConfig",
+    "HostsConfig",
     "LoRAConfig",
     "MeshConfig",
     "ModelConfig",
@@ -66,8 +70,10 @@ __all__ = [
     "SandboxConfig",
     "Section",
     "SFTConfig",
+    "WatchdogConfig",
     "YarnConfig",
     "asset_dir",
+    "check_key",
     "describe",
     "differences",
     "eval_max_calls",

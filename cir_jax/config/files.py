@@ -87,6 +87,12 @@ def with_values(cfg: Config, values: Mapping[str, Any]) -> Config:
     return from_tree(tree)
 
 
+def check_key(name: str, key: str) -> None:
+    """ConfigError if the key, that `name` lists, is none."""
+    if key not in all_keys():
+        raise ConfigError(f"{name}: {unknown_key(key, None).replace('=null', '')}")
+
+
 def from_tree(tree: dict[str, Any]) -> Config:
     """A Config of plain nested values; lists stand for tuples.
 
@@ -141,7 +147,10 @@ def asset_dir(path: str) -> Path:
 def save_run(cfg: Config, run_dir: Path) -> None:
     """Writes the resolved config into a run directory."""
     text = json.dumps(to_tree(cfg), indent=1) + "\n"
-    (run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+    # Put in its place as a whole: a process may be killed at any moment.
+    aside = run_dir / f"{CONFIG_FILE}.tmp"
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(run_dir / CONFIG_FILE)
 
 
 def load_run(run_dir: Path) -> Config:

@@ -8,7 +8,9 @@ import pydantic
 from pydantic import Field
 
 from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.model import ComputeConfig, ModelConfig
+from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfig
 
 
 class MeshConfig(Section):
@@ -308,6 +310,9 @@ class RewardConfig(Section):
     """Grader processes on this host."""
     timeout_s: PositiveFloat = 10.0
     """Wall time per answer, seconds."""
+    step_timeout_s: PositiveFloat = 600.0
+    """Wall time of all answers of a step (or evaluation), seconds; those that are not graded by
+    then count as timed out."""
     overlong_buffer: NonNegativeInt = 0
     """Tokens before rollout.max_response_tokens from which on a response loses reward, at the end
     overlong_factor (DAPO: 4096 of 20480); 0 = off (CIR)."""
@@ -408,15 +413,6 @@ class EvalConfig(Section):
     """Executed programs per response; null (leave out) = the largest of training."""
 
 
-class CheckpointConfig(Section):
-    """Saved training states."""
-
-    every: PositiveInt = 10
-    """Steps between two saves (CIR: 10)."""
-    keep: PositiveInt = 2
-    """Newest checkpoints kept."""
-
-
 class Config(Section):
     """A run."""
 
@@ -432,11 +428,21 @@ class Config(Section):
     run_dir: str = ""
     """Directory of this run; empty: the next free number under runs/NAME."""
     resume: bool = False
-    """Go on from the newest checkpoint of run_dir (or of the newest run under runs/NAME)."""
+    """Go on from the newest sound checkpoint of run_dir (or of the newest run under runs/NAME);
+    begin where there is none: the same command starts a run and goes on with it."""
+    resume_step: NonNegativeInt | Literal["best"] | None = None
+    """RL step of the checkpoint to go on from (or to evaluate), or best; what came after it is
+    dropped. A damaged one is an error then. null (leave out) = the newest sound one."""
+    resume_override: tuple[str, ...] = ()
+    """Keys, or sections, in which this config may differ from the checkpoint's; `train --override
+    KEY` adds one. Any other difference is an error."""
     tokenizer: str
     """Directory of a Hugging Face tokenizer, or package:NAME for one that is shipped."""
     samples_per_log: NonNegativeInt = 8
     """Trajectories written to samples.jsonl per RL step."""
+    keep_rollouts: bool = True
+    """Write all tokens of each RL step, 9 bytes each before compression, to rollouts/, so that
+    `cir-jax diff-runs` can name a row and a token."""
     model: ModelConfig
     mesh: MeshConfig = MeshConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -448,6 +454,9 @@ class Config(Section):
     rl: RLConfig = RLConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    hosts: HostsConfig = HostsConfig()
+    gates: GatesConfig = GatesConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     ablate: dict[str, dict[str, Any]] = {}
     """Further keys of the run in which `cir-jax ablate` switches a strategy off, by its name."""
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from cir_jax import hosts
 from cir_jax.evals.codestats import accuracy_by_task, code_stats
 from cir_jax.models.qwen import Params
 from cir_jax.records import Problem, Score, Trajectory
@@ -26,8 +27,9 @@ class Evaluation:
 
 def grade(trajectories: Sequence[Trajectory], grader: Grader, tokenizer: Tokenizer) -> list[Score]:
     """Scores of model-written text alone, all graded at the same time."""
-    futures = [grader.submit(t.problem, model_turns(t, tokenizer)) for t in trajectories]
-    return [future.result() for future in futures]
+    return grader.results(
+        [grader.submit(t.problem, model_turns(t, tokenizer)) for t in trajectories]
+    )
 
 
 def evaluate(
@@ -39,7 +41,7 @@ def evaluate(
     *,
     max_calls: int,
 ) -> Evaluation:
-    """One greedy response per problem."""
+    """One greedy response per problem. Of several processes each answers and grades its share."""
     groups, stats = engine.rollout(
         params,
         problems,
@@ -49,8 +51,12 @@ def evaluate(
         phase="eval",
         step=0,
     )
-    trajectories = [group[0] for group in groups]
-    scores = grade(trajectories, grader, tokenizer)
+    own = [group[0] for group in groups]
+    hosts.mark("grading the evaluation")
+    parts = hosts.gather((own, grade(own, grader, tokenizer), stats))
+    trajectories = [t for part, _, _ in parts for t in part]
+    scores = [score for _, part, _ in parts for score in part]
+    stats = RolloutStats.of_processes([part for _, _, part in parts])
     return Evaluation(
         code_stats(trajectories, scores),
         accuracy_by_task(trajectories, scores),

@@ -165,7 +165,7 @@ class _Shards:
         self.limit = vocab_size - self.first if padded else None
 
     def sum(self, x: Array) -> Array:
-        return jax.lax.psum(x, "fsdp") if self.count > 1 else x
+        return meshes.sum_over(x, "fsdp") if self.count > 1 else x
 
     def max(self, x: Array) -> Array:
         return jax.lax.pmax(x, "fsdp") if self.count > 1 else x
@@ -182,7 +182,7 @@ class _Shards:
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("fsdp") * size, size)
 
     def sum_to_own_tokens(self, x: Array) -> Array:
-        return jax.lax.psum_scatter(x, "fsdp", tiled=True) if self.count > 1 else x
+        return meshes.sum_to_own_part(x, "fsdp", 0) if self.count > 1 else x
 
 
 class _Distribution(NamedTuple):

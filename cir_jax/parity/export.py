@@ -26,8 +26,8 @@ from cir_jax.train import weights as stored
 from cir_jax.train.checkpoint import Checkpoints
 from cir_jax.train.display import Display
 from cir_jax.train.experience import gather
-from cir_jax.train.learn import abstract_critic, init_critic
-from cir_jax.train.loop import newest_params, open_run
+from cir_jax.train.learn import init_critic
+from cir_jax.train.loop import newest, newest_params, open_run
 from cir_jax.train.state import abstract_reference
 from cir_jax.train.step import old_values
 
@@ -187,7 +187,7 @@ def _policy(cfg: Config, run_dir: Path | None, mesh: Mesh) -> qwen.Params:
 
 @contextlib.contextmanager
 def _checkpoints(cfg: Config, run_dir: Path) -> Iterator[Checkpoints]:
-    with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint.keep)) as checkpoints:
+    with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint)) as checkpoints:
         yield checkpoints
 
 
@@ -204,7 +204,10 @@ def _values(
         critic = init_critic(policy, cfg, mesh)
     else:
         with _checkpoints(cfg, run_dir) as checkpoints:
-            critic = checkpoints.restore_critic(abstract_critic(cfg, mesh))
+            restored = newest(cfg, checkpoints, mesh, with_critic=True)
+        if restored is None or restored.critic is None:
+            raise ConfigError(f"{run_dir}: the newest checkpoint has no critic")
+        critic = restored.critic
 
     def compute(packed, num_micro):
         return old_values(

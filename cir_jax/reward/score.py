@@ -3,6 +3,7 @@
 Reasons: correct, wrong, no_box (no closed last box), unparsable, timeout, error:<exception type>.
 """
 
+import concurrent.futures
 import os
 import re
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ class Grader:
 
     Args:
       timeout_s: wall-clock limit of one answer; then its worker is killed and the answer wrong.
+      batch_timeout_s: of all answers that are waited for together.
       gym_threshold: least score of Reasoning-Gym, in [0, 1], that counts as correct.
     """
 
@@ -35,9 +37,11 @@ class Grader:
         num_workers: int = 1,
         timeout_s: float = 10.0,
         *,
+        batch_timeout_s: float = 600.0,
         gym_threshold: float = THRESHOLD,
     ):
         self._gym_threshold = gym_threshold
+        self._batch_timeout_s = batch_timeout_s
         self._pool = WorkerPool(
             "cir_jax.reward.worker",
             num_workers=num_workers,
@@ -70,6 +74,14 @@ class Grader:
                 "threshold": self._gym_threshold,
             }
         return self._pool.submit(job)
+
+    def results(self, futures: Sequence[Future[Score]]) -> list[Score]:
+        """Of these answers, in their order; graders that hang cannot hold up more than
+        batch_timeout_s in all. Raises as the futures do."""
+        done, late = concurrent.futures.wait(futures, self._batch_timeout_s)
+        for future in late:
+            future.cancel()
+        return [f.result() if f in done else score_of("timeout") for f in futures]
 
     def stats(self) -> dict[str, Any]:
         """Counts of jobs, retries, restarts, recycled workers and timeouts; "workers", "pids"."""

@@ -26,6 +26,9 @@ from cir_jax.rollout.sampling import PLAIN, Sampling, sample
 
 # Status of a slot. LOADING: its text is not all in yet; WAITING: a call has been noticed.
 EMPTY, LOADING, RUNNING, WAITING, EOS, FULL = range(6)
+# What a process that is asked to stop adds to its queued rows: all see it in the segment's report.
+# More than any rollout has rows, and its sum over 2000 processes is still a number.
+STOP = 2**20
 
 
 class Slots(NamedTuple):
@@ -51,7 +54,7 @@ class Work(NamedTuple):
       turn: the fence automaton starts anew, and the budget is one call shorter.
     source: a slot of the same device that begins with this text, a prompt; -1: none.
     is_last: with this text the row runs (again).
-    queued: rows that are yet to come, at any slot of the process that holds them.
+    queued: rows that are yet to come, at any slot of the process that holds them; plus STOP.
     """
 
     ends: Bool[Array, " B"]
@@ -71,7 +74,8 @@ class Work(NamedTuple):
 class Report(NamedTuple):
     """What a segment did. The tokens between `begin` and `length` are the first of `ids`.
 
-    num_running, num_left: rows that run, and rows that are not done, of all processes.
+    num_running, num_left: rows that run, and rows that are not done, of all processes; STOP or
+      more of the latter: some are asked to stop.
     """
 
     status: Int[Array, " B"]

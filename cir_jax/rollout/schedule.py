@@ -13,13 +13,14 @@ import collections
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from cir_jax import hosts
 from cir_jax import mesh as meshes
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
@@ -50,6 +51,14 @@ class RolloutStats:
     num_segments: int = 0
     num_model_tokens: int = 0
     num_shared: int = 0
+
+    @classmethod
+    def of_processes(cls, parts: Sequence["RolloutStats"]) -> "RolloutStats":
+        """Of one rollout: the longest times, and all tokens and calls."""
+        found = cls(*map(max, zip(*map(dataclasses.astuple, parts), strict=True)))
+        found.num_model_tokens = sum(part.num_model_tokens for part in parts)
+        found.num_shared = sum(part.num_shared for part in parts)
+        return found
 
 
 # Told of each row's new tokens and who wrote them, as they come in.
@@ -122,6 +131,8 @@ class Schedule:
             ):
                 report, seconds = self._harvest()
                 waited += seconds
+            if report is not None and report.num_left >= decode.STOP:
+                self._drop()
         while self.in_flight:
             self._harvest()
         for row in self.all_rows:
@@ -132,6 +143,15 @@ class Schedule:
         done = [row.trajectory() for row in self.all_rows]
         self.stats.num_model_tokens = sum(t.num_model_tokens for t in done)
         return done, self.stats
+
+    def _drop(self) -> None:
+        """A process is asked to stop; the report says so to all at the same segment."""
+        for row in self.rows.values():
+            if row.pending:
+                row.pending[2].cancel()
+        while self.in_flight:
+            self._harvest()
+        raise hosts.Stopped
 
     # --- before a segment
 
@@ -161,11 +181,13 @@ class Schedule:
     def _launch(self) -> None:
         """Dispatches a segment, and before it what there is to do."""
         self.launch += 1
+        hosts.mark(f"rollout, before segment {self.launch}")
         work = jax.tree.map(np.copy, self.idle_work)
         self._end_late_rows(work)
         self._put_back(work)
         self._admit(work)
-        work.queued[0] = len(self.queue)
+        work.queued[0] = len(self.queue) + (decode.STOP if hosts.asked_to_drop() else 0)
+        hosts.mark_devices(f"rollout, segment {self.launch}", "rollout")
         if not self.in_flight:
             self.stats.idle_s += time.perf_counter() - self.device_done
         self.slots, report = decode.advance(
@@ -271,8 +293,10 @@ class Schedule:
         """
         launch, rows, report = self.in_flight.popleft()
         start = time.perf_counter()
+        hosts.mark_devices(f"rollout, segment {launch}", "rollout")
         report = meshes.own_rows(report)
         self.device_done = time.perf_counter()
+        hosts.mark(f"rollout, after segment {launch}")
         for slot, row in rows.items():
             # Text that went in later is not part of this report, and rows may be done by now.
             ran = row.state is State.RUNNING and row.since <= launch

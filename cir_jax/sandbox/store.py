@@ -19,9 +19,11 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
+from cir_jax import exits
 from cir_jax.config import SandboxConfig
+from cir_jax.exits import RunError
 from cir_jax.records import ExecResult, ExecStatus
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.executor import Executor
@@ -30,6 +32,7 @@ from cir_jax.sandbox.outcome import Tally, result_of
 from cir_jax.sandbox.pool import limits_of, open_sandbox
 
 PROGRAMS = "programs.jsonl"
+_RECORDS = "programs*.jsonl"
 _EXCERPT_CHARS = 80
 
 
@@ -59,6 +62,7 @@ class Store:
         self._before = executor.stats()
         self._path, self._failed = path, ""
         self._file = None if path is None else os.open(path, _APPEND, 0o644)
+        self._unwritten: set[Future[ExecResult]] = set()
         if self._file is not None and os.fstat(self._file).st_size:
             os.write(self._file, b"\n")  # a killed run may not have finished its last line
         self._write({"settings": self._settings})
@@ -67,14 +71,46 @@ class Store:
         """As the executor's.
 
         Raises:
-          SandboxError: the record cannot be written to.
+          RunError: the record cannot be written to.
         """
-        if self._failed:
-            raise SandboxError(f"{self._path}: {self._failed}")
+        self._check()
         started = time.monotonic()
         future = self._executor.submit(code, seed=seed)
-        future.add_done_callback(lambda done: self._keep(code, seed, done, started))
+        with self._lock:
+            self._unwritten.add(future)
+
+        def keep(done: Future[ExecResult]) -> None:
+            self._keep(code, seed, done, started)
+            with self._lock:
+                self._unwritten.discard(done)
+
+        future.add_done_callback(keep)
         return future
+
+    def _check(self) -> None:
+        if self._failed:
+            raise RunError(f"{self._path}: {self._failed}", exits.IO)
+
+    def size(self) -> int:
+        """Bytes of the record, on disk, with all programs whose results anyone has seen; 0 if
+        there is none. Raises RunError as `submit`."""
+        # A result can be seen a moment before it is written down.
+        while True:
+            with self._lock:
+                if not any(future.done() for future in self._unwritten):
+                    break
+            time.sleep(0.001)
+        self._check()
+        if self._file is None:
+            return 0
+        os.fsync(self._file)
+        return os.fstat(self._file).st_size
+
+    def truncate(self, size: int) -> None:
+        """Drops what was recorded after the record had this size."""
+        if self._file is not None and os.fstat(self._file).st_size > size:
+            os.ftruncate(self._file, size)
+            self._write({"settings": self._settings})
 
     def _keep(self, code: str, seed: int, done: Future[ExecResult], started: float) -> None:
         if (result := result_of(done)) is None:
@@ -145,7 +181,7 @@ class Replay:
     """An executor that looks results up in a record and runs nothing.
 
     Args:
-      path: of the record, or of a run directory with one.
+      path: of the record, or of a run directory with one, or with one of each process.
       limits: those that it has to be of.
 
     Raises:
@@ -155,13 +191,15 @@ class Replay:
     def __init__(self, path: Path, limits: Limits):
         self.limits = limits
         self._path = path / PROGRAMS if path.is_dir() else path
+        paths = sorted(path.glob(_RECORDS)) if path.is_dir() else [path]
         self._tally = Tally()
         self._lock = threading.Lock()
+        self._files: list[BinaryIO] = []
         try:
-            self._file = open(self._path, "rb")  # noqa: SIM115
+            self._files += [open(each, "rb") for each in paths or [self._path]]  # noqa: SIM115
         except OSError as error:
             raise SandboxError(f"sandbox.replay={str(path)!r}: {error}") from None
-        self._places: dict[str, int] = {}
+        self._places: dict[str, tuple[BinaryIO, int]] = {}
         self._settings: list[dict[str, Any]] = []
         try:
             self._index(dataclasses.asdict(limits))
@@ -173,16 +211,17 @@ class Replay:
 
     def _index(self, limits: dict[str, Any]) -> None:
         recorded: dict[str, Any] = {}
-        place = 0
-        for data in self._file:
-            if (line := _parsed(data)) is not None:
-                if "settings" in line:
-                    recorded = line["settings"]["limits"]
-                    if recorded == limits and line["settings"] not in self._settings:
-                        self._settings.append(line["settings"])
-                elif "key" in line:
-                    self._places[line["key"]] = place
-            place += len(data)
+        for file in self._files:
+            place = 0
+            for data in file:
+                if (line := _parsed(data)) is not None:
+                    if "settings" in line:
+                        recorded = line["settings"]["limits"]
+                        if recorded == limits and line["settings"] not in self._settings:
+                            self._settings.append(line["settings"])
+                    elif "key" in line:
+                        self._places[line["key"]] = file, place
+                place += len(data)
         if not self._settings:
             differs = [
                 f"{name} was {recorded.get(name)!r}, is {value!r}"
@@ -212,10 +251,11 @@ class Replay:
 
     def _find(self, keys: Iterable[str]) -> ExecResult | None:
         for key in keys:
-            if (place := self._places.get(key)) is not None:
+            if found := self._places.get(key):
+                file, place = found
                 with self._lock:
-                    self._file.seek(place)
-                    line = json.loads(self._file.readline())
+                    file.seek(place)
+                    line = json.loads(file.readline())
                 return ExecResult(*(line[field.name] for field in dataclasses.fields(ExecResult)))
         return None
 
@@ -226,8 +266,16 @@ class Replay:
     def stats(self) -> dict[str, Any]:
         return {}
 
+    def size(self) -> int:
+        """0: nothing is recorded."""
+        return 0
+
+    def truncate(self, size: int) -> None:
+        """Does nothing: the record is another run's."""
+
     def close(self) -> None:
-        self._file.close()
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> "Replay":
         return self
@@ -236,15 +284,22 @@ class Replay:
         self.close()
 
 
-def open_store(cfg: SandboxConfig, run_dir: Path | None) -> Store | Replay:
+def record_name(process: int) -> str:
+    """Of the record of one of a run's processes."""
+    return f"programs.{process}.jsonl" if process else PROGRAMS
+
+
+def open_store(cfg: SandboxConfig, run_dir: Path | None, process: int = 0) -> Store | Replay:
     """What runs a run's programs; errors as open_sandbox and Replay.
 
     Args:
       run_dir: where the record goes; None: there is none.
+      process: which of the run's this is.
     """
     if cfg.replay:
         return Replay(Path(cfg.replay), limits_of(cfg))
-    path = run_dir / PROGRAMS if run_dir is not None and cfg.record else None
+    name = record_name(process)
+    path = run_dir / name if run_dir is not None and cfg.record else None
     return Store(open_sandbox(cfg), path, recheck_share=cfg.recheck_share)
 
 

@@ -21,10 +21,13 @@ _COLUMNS = {
 
 
 class Display:
-    """Phase, step, figures of the step and time left."""
+    """Phase, step, figures of the step and time left.
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(soft_wrap=True)
+    quiet: prints nothing, on all processes of a run but one.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        self.console = console or Console(soft_wrap=True, quiet=quiet)
         self._live: Progress | None = None
         self._task = None
         self._phase = ""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from cir_jax import hosts
 from cir_jax.config import Config
 from cir_jax.evals.suite import grade
 from cir_jax.metrics import Timer
@@ -52,6 +53,8 @@ def gather(
     A group of equal rewards teaches nothing, and is trained on only where too few others were
     found. Source: DAPO's dynamic sampling, arXiv:2503.14476, section 3.2.
 
+    Of several processes each samples and grades its share of a round, and all get all of it.
+
     problems_of: the problems of a round, by its number: step * rounds + round within the step.
     """
     rollout = cfg.rollout
@@ -74,21 +77,27 @@ def gather(
                 phase="rl",
                 step=number,
             )
-        new = [t for group in groups for t in group]
+        own = [t for group in groups for t in group]
         with timer.stage("reward_s"):
-            new_scores = grade(new, grader, tokenizer)
-            new_rewards = [
+            hosts.mark("grading")
+            own_scores = grade(own, grader, tokenizer)
+            own_rewards = [
                 s.value
                 + shaping(cfg.reward, t, model_turns(t, tokenizer), rollout.max_response_tokens)
-                for t, s in zip(new, new_scores, strict=True)
+                for t, s in zip(own, own_scores, strict=True)
             ]
+            parts = hosts.gather((own, own_scores, own_rewards, stats))
+        new, new_scores, new_rewards = (
+            [x for part in parts for x in part[field]] for field in range(3)
+        )
+        groups = [new[i : i + G] for i in range(0, len(new), G)]
         for p, group in enumerate(groups):
             own = new_rewards[p * G : (p + 1) * G]
             (equal if rounds > 1 and len(set(own)) == 1 else teaching).append((group, own))
         trajectories += new
         scores += new_scores
         rewards += new_rewards
-        all_stats.append(stats)
+        all_stats.append(RolloutStats.of_processes([part[3] for part in parts]))
         if len(teaching) >= P:
             break
     chosen = (teaching + equal)[:P]

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from cir_jax import hosts, metrics
 from cir_jax import mesh as meshes
-from cir_jax import metrics
 from cir_jax.config import Config, RLConfig
 from cir_jax.models import qwen, value
 from cir_jax.records import Author, Trajectory
@@ -121,6 +121,7 @@ class Learner:
                 return put(Given(**arrays), self._mesh)
 
             line = {}
+            hosts.mark_devices("update")
             if critic is not None:
                 of_critic = given("old_values", "targets")
                 critic, line = self._update_critic(
@@ -131,6 +132,7 @@ class Learner:
             policy, more = self._update(policy, batch, of_policy, count, self._temperature)
             line |= more
             lines.append(metrics.plain(line))
+            hosts.mark("between updates")
         figures |= metrics.mean(lines)
         figures |= {k: round(figures[k], n) for k, n in _DIGITS.items()}
         return Models(policy, critic), figures
@@ -189,7 +191,7 @@ class Learner:
             layout = self._layout(sequences)
             batch, count = put(layout.batch(sequences), self._mesh), jnp.int32(layout.num_micro)
             for name, compute in of_tokens.items():
-                own = layout.unpack(np.asarray(compute(batch, count)))
+                own = layout.unpack(meshes.whole(compute(batch, count)))
                 for i, x in zip(members, own, strict=True):
                     out[name][i] = x
         return out
@@ -247,4 +249,4 @@ def trained(row: Trajectory, rl: RLConfig) -> np.ndarray:
 
 def put(tree, mesh: Mesh):
     """Arrays [M, R, T] onto the mesh: rows over the batch axes."""
-    return jax.device_put(tree, meshes.sharding(mesh, None, "batch", "length"))
+    return meshes.put_same(tree, meshes.sharding(mesh, None, "batch", "length"))

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,23 +12,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cir_jax import config as configs
+from cir_jax import exits, hosts, metrics
 from cir_jax import mesh as meshes
-from cir_jax import metrics
 from cir_jax.config import Config, ConfigError, ModelConfig
 from cir_jax.data import pipeline, sources
 from cir_jax.evals.codestats import code_stats
 from cir_jax.evals.suite import Evaluation, evaluate
+from cir_jax.exits import RunError
 from cir_jax.models import hf, qwen
 from cir_jax.records import Problem, Score, Trajectory
 from cir_jax.reward.score import Grader
 from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
-from cir_jax.sandbox.store import Replay, Store
+from cir_jax.sandbox.store import Replay, Store, record_name
 from cir_jax.tokenizer import Tokenizer
-from cir_jax.train import weights
-from cir_jax.train.checkpoint import Checkpoints, Place
+from cir_jax.train import resume, trace, weights
+from cir_jax.train.checkpoint import Checkpoints, Damaged, Place, Record, Restored
+from cir_jax.train.digest import params_digest
 from cir_jax.train.display import Display
 from cir_jax.train.experience import gather
+from cir_jax.train.gates import Gates, Paused
 from cir_jax.train.learn import (
     Learner,
     Models,
@@ -51,16 +52,14 @@ from cir_jax.train.state import (
     reference_params,
 )
 from cir_jax.train.step import Given, make_update, old_logprobs, sft_loss_fn
+from cir_jax.train.stopping import Interrupted, Stopper
 from cir_jax.train.transcripts import COUNTED
+from cir_jax.watchdog import Watchdog
 
 # The table's rows, by the phase that is about to begin.
 STAGES = {"sft": "before SFT", "rl": "before RL", "done": "after RL"}
 SANDBOX_FILE = "sandbox.json"
 SFT_FILE = "sft_data.json"
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the state is saved, `resume=true` goes on from there."""
 
 
 @dataclasses.dataclass
@@ -77,8 +76,10 @@ class Run:
     checkpoints: Checkpoints
     writer: metrics.MetricsWriter
     display: Display
+    stopper: Stopper
+    watchdog: Watchdog
     extra_calls: int = 0
-    stop: bool = False
+    saved: tuple[str, int] | None = None
 
     def max_calls(self, step: int) -> int:
         """The call budget of an RL step: the schedule's, raised as far as the limit allows."""
@@ -93,19 +94,54 @@ class Run:
             self.extra_calls += used_share > cfg.raise_calls_above
 
     def save(
-        self, state: TrainState, phase: str, step: int, critic: TrainState | None = None
+        self,
+        state: TrainState,
+        phase: str,
+        step: int,
+        critic: TrainState | None = None,
+        *,
+        wait: bool = False,
     ) -> None:
-        place = Place(phase, step, self.writer.sizes(), self.extra_calls)
-        self.checkpoints.save(state, place, critic)
+        hosts.mark("saving")
+        records = hosts.exchange("sizes of records", self.sandbox.size())
+        sizes = hosts.of_first("sizes of files", self.writer.sizes)
+        sizes |= {record_name(i): size for i, size in enumerate(records)}
+        score = hosts.of_first(
+            "score", lambda: resume.score(self.cfg.checkpoint, self.dir, phase, step)
+        )
+        self.checkpoints.save(
+            state,
+            Place(phase, step, sizes, self.extra_calls),
+            critic,
+            config=configs.to_tree(self.cfg),
+            score=score,
+            wait=wait,
+        )
+        self.saved = (phase, step)
 
     def save_if_due(
         self, state: TrainState, phase: str, step: int, critic: TrainState | None = None
     ) -> None:
         """Saves every so many steps, and when asked to stop (then raises Interrupted)."""
-        if step % self.cfg.checkpoint.every == 0 or self.stop:
-            self.save(state, phase, step, critic)
-        if self.stop:
-            raise Interrupted
+        self.checkpoints.check()
+        asked = self.stopper.agreed()
+        if step % self.cfg.checkpoint.every == 0 or asked:
+            self.save(state, phase, step, critic, wait=bool(asked))
+        if asked:
+            raise Interrupted(asked)
+
+    @contextlib.contextmanager
+    def droppable(
+        self, state: TrainState, phase: str, step: int, critic: TrainState | None = None
+    ) -> Iterator[None]:
+        """What changes no state: SIGTERM ends it in the middle, with the state saved."""
+        try:
+            with self.stopper.droppable():
+                yield
+        except Interrupted:
+            if self.saved != (phase, step):
+                self.save(state, phase, step, critic, wait=True)
+            raise
 
     @functools.cached_property
     def eval_problems(self) -> list[Problem]:
@@ -123,31 +159,42 @@ class Run:
             max_calls=configs.eval_max_calls(self.cfg),
         )
 
+    def sandbox_figures(self) -> dict[str, float]:
+        """Of the sandboxes of all processes: counts in all, and the longest times."""
+        parts = hosts.exchange("figures of sandboxes", self.sandbox.figures())
+        together = {name: max if name.endswith("_s") else sum for name in parts[0]}
+        return {name: f([part[name] for part in parts]) for name, f in together.items()}
+
     def record_stage(self, params: qwen.Params, phase: str, step: int) -> None:
         """Evaluates, and writes the table's row; not if there is nothing to evaluate on."""
         if not self.cfg.eval.num_problems:
             return
         self.display.note(f"evaluating {STAGES[phase]} ...")
+        self.watchdog.begin("evaluation", step)
         result = self.evaluate(params)
         by_task = {f"accuracy/{task}": value for task, value in result.by_task.items()}
         row = {"stage": STAGES[phase]} | result.summary | by_task
         row |= metrics.reason_counts(result.scores)
-        seconds = {"wall_s": result.stats.wall_s} | self.sandbox.figures()
+        seconds = {"wall_s": result.stats.wall_s} | self.sandbox_figures()
         self.writer.write("eval", step, row, seconds)
+        self.watchdog.end()
 
 
 @contextlib.contextmanager
 def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> Iterator[Run]:
     """Starts workers and engine; on the way out waits for saves and ends the workers.
 
-    record: whether programs are written down, if the config says so.
+    record: whether checkpoints are saved, and programs written down if the config says so.
     """
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_rollouts(cfg, run_dir if record else None))
-        checkpoints = Checkpoints(run_dir, cfg.checkpoint.keep)
+        checkpoints = Checkpoints(run_dir, cfg.checkpoint, display.note, writes=record)
         stack.callback(checkpoints.close)
         stack.callback(display.end)
-        writer = metrics.MetricsWriter(run_dir)
+        writer = metrics.MetricsWriter(run_dir, writes=hosts.is_first())
+        stopper = Stopper(display.note, display.end)
+        watchdog = Watchdog(cfg.watchdog)
+        stack.callback(watchdog.close)
         run = Run(
             cfg,
             run_dir,
@@ -159,36 +206,43 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
             checkpoints,
             writer,
             display,
+            stopper,
+            watchdog,
         )
-        with _stop_on_signal(run):
+        # Without a state to save, a signal ends it as any program.
+        listening = stopper.listening() if record else contextlib.nullcontext()
+        with listening, hosts.guarded():
             yield run
 
 
 def train(cfg: Config, display: Display) -> Path:
     """Trains as the config says and returns the run directory.
 
-    Raises Interrupted after a signal, with the state saved.
+    Raises Interrupted after a signal, with the state saved, and RunError where it cannot go on.
     """
-    run_dir = find_run_dir(cfg)
+    resume.check_keys(cfg)
+    run_dir = resume.agreed_run_dir(cfg)
     display.note(f"run directory: {run_dir}")
-    with open_run(cfg, run_dir, display, record=True) as run:
-        state, place = restore(run) if cfg.resume else (None, Place("start", 0))
-        critic = None
-        configs.save_run(cfg, run_dir)
-        save_description(run)
+    with resume.alone_in(run_dir), open_run(cfg, run_dir, display, record=True) as run:
+        state, critic, place = restore(run) if cfg.resume else (None, None, Place("start", 0))
+        if hosts.is_first():
+            configs.save_run(cfg, run_dir)
+            save_description(run)
         data = sft_data(run) if cfg.sft.trains and place.phase in ("start", "sft") else None
         if place.phase == "start":
             given = bool(cfg.sft.weights)
             params = _weights(run) if given else init_params(cfg.model, run.mesh, cfg.seed)
             if data is not None:
-                run.record_stage(params, "sft", 0)
+                with run.stopper.droppable():
+                    run.record_stage(params, "sft", 0)
             optimizer = make_optimizer(cfg.sft.optim, 0)
             state = init_state(params, cfg.model, run.mesh, optimizer)
             del params  # the state has a copy of its own
             place = Place("sft", 0)
         if place.phase == "sft":
             params = state.params if data is None else cold_start(run, data, state, place.step)
-            run.record_stage(params, "rl", 0 if data is None else data.num_steps)
+            with run.stopper.droppable():
+                run.record_stage(params, "rl", 0 if data is None else data.num_steps)
             state = init_state(params, cfg.model, run.mesh, rl_optimizer(cfg))
             del params
             place = Place("rl", 0)
@@ -199,19 +253,22 @@ def train(cfg: Config, display: Display) -> Path:
             if cfg.rl.advantage == "gae":
                 critic = init_critic(state.params, cfg, run.mesh)
             run.save(state, "rl", 0, critic)
-        if place.step < cfg.rl.steps:
+        # A run can have been killed between its last step and what comes after that.
+        lacks_end = place.phase == "rl" and place.step == cfg.rl.steps > 0
+        if place.step < cfg.rl.steps or lacks_end:
             reference = None
             if cfg.rl.kl_coef:
                 reference = run.checkpoints.restore_reference(
                     abstract_reference(cfg.model, cfg.compute, run.mesh)
                 )
             if cfg.rl.advantage == "gae" and critic is None:
-                critic = run.checkpoints.restore_critic(abstract_critic(cfg, run.mesh))
+                raise ConfigError("rl.advantage='gae': this run began without a critic")
             models = reinforce(run, Models(state, critic), reference, place.step)
-            run.record_stage(models.policy.params, "done", cfg.rl.steps)
+            with run.droppable(models.policy, "rl", cfg.rl.steps, models.critic):
+                run.record_stage(models.policy.params, "done", cfg.rl.steps)
             # Saved again with the row: a run that is resumed now has nothing left to do.
-            run.save(models.policy, "done", cfg.rl.steps, models.critic)
-        if cfg.eval.num_problems:
+            run.save(models.policy, "done", cfg.rl.steps, models.critic, wait=True)
+        if cfg.eval.num_problems and hosts.is_first():
             display.table([r for r in metrics.read(run_dir) if r["kind"] == "eval"])
     return run_dir
 
@@ -260,7 +317,8 @@ def sft_data(run: Run) -> SFTData:
     for name, meaning in COUNTED.items():
         if source.counts[name]:
             run.display.note(f"sft.data: {source.counts[name]} {name}: {meaning}")
-    (run.dir / SFT_FILE).write_text(json.dumps(source.counts, indent=1) + "\n")
+    if hosts.is_first():
+        (run.dir / SFT_FILE).write_text(json.dumps(source.counts, indent=1) + "\n")
     return SFTData(cfg, source)
 
 
@@ -275,6 +333,8 @@ def cold_start(run: Run, data: SFTData, state: TrainState, first_step: int) -> q
         record_held_out(run, data, state.params, 0)
     for step in range(first_step, data.num_steps):
         timer = metrics.Timer()
+        run.watchdog.begin("SFT step", step + 1)
+        hosts.mark(f"SFT step {step + 1}, its data")
         with timer.stage("data_s"):
             batch, num_micro = pack(
                 data.sequences(step),
@@ -283,15 +343,22 @@ def cold_start(run: Run, data: SFTData, state: TrainState, first_step: int) -> q
                 max_micro=num_max,
             )
         with timer.stage("update_s"):
+            hosts.mark_devices("SFT update")
             state, figures = update(
                 state, put(batch, run.mesh), Given(), jnp.int32(num_micro), jnp.float32(1.0)
             )
             figures = metrics.plain(figures)
-        run.writer.write("sft", step + 1, figures, timer.seconds | run.sandbox.figures())
+        with timer.stage("digest_s"):
+            digests = {
+                "batch_digest": trace.batch_digest(batch._asdict()),
+                "params_digest": params_digest(state.params)[0],
+            }
+        run.writer.write("sft", step + 1, figures | digests, timer.seconds | run.sandbox_figures())
         run.display.step(step + 1, {"loss": figures["loss"]})
         if (step + 1) % cfg.sft.held_out_every == 0 or step + 1 == data.num_steps:
             record_held_out(run, data, state.params, step + 1)
         run.save_if_due(state, "sft", step + 1)
+    run.watchdog.end()
     return state.params
 
 
@@ -317,7 +384,7 @@ def record_held_out(run: Run, data: SFTData, params: qwen.Params, step: int) -> 
                 cfg=cfg.model,
                 compute=cfg.compute,
             )
-            total -= np.asarray(logp, np.float64)[batch.trained].sum()
+            total -= meshes.whole(logp).astype(np.float64)[batch.trained].sum()
             count += int(batch.trained.sum())
     if count:
         run.writer.write("held_out", step, {"loss": total / count}, timer.seconds)
@@ -334,33 +401,44 @@ def reinforce(
     found = sources.train_sources(cfg.data, run.engine.fits, run.display.note)
     problems = pipeline.rl_problems(cfg, found)
     learner = Learner(cfg, run.mesh, reference)
+    gates = Gates(cfg.gates, run.display.note)
     run.display.begin("RL", cfg.rl.steps, first_step)
     for step in range(first_step, cfg.rl.steps):
         timer = metrics.Timer()
+        run.watchdog.begin("RL step", step + 1)
+        hosts.mark(f"RL step {step + 1}, its problems")
         budget = run.max_calls(step)
-        new = gather(
-            cfg,
-            run.engine,
-            run.grader,
-            run.tokenizer,
-            models.policy.params,
-            problems,
-            step=step,
-            max_calls=budget,
-            timer=timer,
-        )
+        with run.droppable(models.policy, "rl", step, models.critic):
+            new = gather(
+                cfg,
+                run.engine,
+                run.grader,
+                run.tokenizer,
+                models.policy.params,
+                problems,
+                step=step,
+                max_calls=budget,
+                timer=timer,
+            )
         with timer.stage("update_s"):
             models, figures = learner.learn(models, new.groups, new.rewards_PG, step)
+        with timer.stage("digest_s"):
+            arrays = trace.step_arrays(new.trajectories, new.rewards)
+            batch = trace.batch_digest(arrays)
+            params, leaves, unsound = params_digest(models.policy.params)
+            if cfg.keep_rollouts and hosts.is_first():
+                trace.write(run.dir, step + 1, arrays, leaves)
 
         timer.seconds |= {"tool_wait_s": new.stats.tool_wait_s, "device_idle_s": new.stats.idle_s}
         timer.seconds["tokens_per_s"] = new.stats.num_model_tokens / new.stats.wall_s
-        timer.seconds |= run.sandbox.figures() | {"runs_shared": new.stats.num_shared}
+        timer.seconds |= run.sandbox_figures() | {"runs_shared": new.stats.num_shared}
         summary = code_stats(new.trajectories, new.scores)
         reward = float(np.mean(new.rewards))
         used = float(np.mean([len(t.calls) >= budget for t in new.trajectories]))
         run.raise_calls(used, budget)
         record = {"reward": reward, "max_calls": budget, "budget_used_share": used}
         record |= summary | new.figures | figures | metrics.reason_counts(new.scores)
+        record |= {"batch_digest": batch, "params_digest": params}
         run.writer.write("rl", step + 1, record, timer.seconds)
         write_samples(run, step + 1, new.trajectories, new.scores)
         run.display.step(
@@ -372,7 +450,13 @@ def reinforce(
                 "tokens/s": timer.seconds["tokens_per_s"],
             },
         )
+        try:
+            gates.check(step + 1, figures, unsound)
+        except Paused as why:
+            run.save(models.policy, "rl", step + 1, models.critic, wait=True)
+            raise RunError(f"{why}; paused: resume=true goes on after it", exits.GATE) from None
         run.save_if_due(models.policy, "rl", step + 1, models.critic)
+    run.watchdog.end()
     return models
 
 
@@ -384,22 +468,52 @@ def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: l
         run.writer.write_sample(step, trajectories[i], scores[i], text)
 
 
-def restore(run: Run) -> tuple[TrainState | None, Place]:
-    """The newest checkpoint's state and place; lines written after it are dropped."""
-    restored = newest(run.cfg, run.checkpoints, run.mesh)
+def restore(run: Run) -> tuple[TrainState | None, TrainState | None, Place]:
+    """State, critic and place of the checkpoint to go on from; lines written after it are dropped.
+
+    Raises ConfigError if the run was made with another config.
+    """
+    cfg = run.cfg
+
+    def accept(record: Record) -> None:
+        resume.check_config(cfg, record.config, record.place)
+        if short := resume.shorter(run.dir, record.place.file_sizes):
+            raise Damaged(short)
+
+    restored = newest(
+        cfg, run.checkpoints, run.mesh, with_critic=True, accept=accept, step=cfg.resume_step
+    )
     if restored is None:
+        if configs.holds_run(run.dir):
+            saved = configs.to_tree(configs.load_run(run.dir))
+            resume.check_config(cfg, saved, Place("start", 0))
         run.display.note("no checkpoint to resume from: starting anew")
-        run.writer.truncate(dict.fromkeys(run.writer.sizes(), 0))
-        return None, Place("start", 0)
-    state, place = restored
-    run.writer.truncate(place.file_sizes)
+        place = Place("start", 0, dict.fromkeys(run.writer.sizes(), 0))
+        state = critic = None
+    else:
+        state, critic, record = restored
+        place = record.place
+        run.display.note(f"resuming after {place.phase} step {place.step}")
+        run.saved = (place.phase, place.step)
+    hosts.check_same(checkpoint=f"{place.phase} step {place.step}")
+    # Of another number of processes then, records may be left that none of these has open.
+    sizes = dict(place.file_sizes)
+    own = [sizes.pop(record_name(i), 0) for i in range(hosts.count())]
+    run.sandbox.truncate(own[hosts.index()])
+    run.writer.truncate(sizes)
+    if hosts.is_first():
+        trace.drop_after(run.dir, place.step if place.phase in ("rl", "done") else 0)
     run.extra_calls = place.extra_calls
-    run.display.note(f"resuming after {place.phase} step {place.step}")
-    return state, place
+    return state, critic, place
 
 
-def newest(cfg: Config, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, Place] | None:
-    return checkpoints.restore(abstract_state(cfg.model, mesh, rl_optimizer(cfg)))
+def newest(
+    cfg: Config, checkpoints: Checkpoints, mesh: Mesh, *, with_critic: bool = False, **options
+) -> Restored | None:
+    """As Checkpoints.restore, with its options."""
+    critic = abstract_critic(cfg, mesh) if with_critic and cfg.rl.advantage == "gae" else None
+    state = abstract_state(cfg.model, mesh, rl_optimizer(cfg))
+    return checkpoints.restore(state, critic, **options)
 
 
 def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
@@ -407,8 +521,8 @@ def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
     if not cfg.eval.num_problems:
         raise ConfigError("eval.num_problems=0: must be above 0 to evaluate")
     with open_run(cfg, run_dir, display, record=False) as run:
-        state, place = _saved(newest(cfg, run.checkpoints, run.mesh), run_dir)
-        result = run.evaluate(state.params)
+        saved = _saved(newest(cfg, run.checkpoints, run.mesh, step=cfg.resume_step), run_dir)
+        result, place = run.evaluate(saved.state.params), saved.record.place
         begun = place.phase == "done" or place.step == 0
         stage = STAGES[place.phase] if begun else f"{place.phase} step {place.step}"
         display.table([{"stage": stage} | result.summary])
@@ -423,47 +537,11 @@ def export_run(cfg: Config, run_dir: Path, out: Path) -> None:
 
 def newest_params(cfg: Config, run_dir: Path, mesh: Mesh) -> qwen.Params:
     """Of a run's newest checkpoint; ConfigError if there is none."""
-    with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint.keep)) as checkpoints:
-        state, _ = _saved(newest(cfg, checkpoints, mesh), run_dir)
-    return state.params
+    with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint)) as checkpoints:
+        return _saved(newest(cfg, checkpoints, mesh), run_dir).state.params
 
 
-def _saved(restored: tuple[TrainState, Place] | None, run_dir: Path) -> tuple[TrainState, Place]:
+def _saved(restored: Restored | None, run_dir: Path) -> Restored:
     if restored is None:
         raise ConfigError(f"run directory={str(run_dir)!r}: holds no checkpoint")
     return restored
-
-
-def find_run_dir(cfg: Config) -> Path:
-    """run_dir, or the next (to resume: the newest) number under runs/NAME. Makes it."""
-    parent = Path("runs") / cfg.name
-    numbers = [int(p.name) for p in parent.glob("[0-9]*") if p.name.isdigit()]
-    if cfg.run_dir:
-        run_dir = Path(cfg.run_dir)
-    else:
-        run_dir = parent / f"{max(numbers, default=0) + (not (cfg.resume and numbers)):03d}"
-    if configs.holds_run(run_dir) and not cfg.resume:
-        raise ConfigError(
-            f"run_dir={str(run_dir)!r}: holds a run; pass resume=true to go on with it"
-        )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
-
-
-@contextlib.contextmanager
-def _stop_on_signal(run: Run) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a stop after the step, a second one ends at once."""
-
-    def ask(signum, frame):
-        if run.stop:
-            run.display.end()
-            os._exit(130)
-        run.stop = True
-        run.display.note("stopping after this step; once more to stop at once")
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

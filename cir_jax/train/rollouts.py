@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from cir_jax import config as configs
+from cir_jax import hosts
 from cir_jax import mesh as meshes
 from cir_jax.config import Config, ConfigError
 from cir_jax.reward.score import Grader
@@ -35,9 +36,18 @@ def open_rollouts(cfg: Config, record_dir: Path | None) -> Iterator[Rollouts]:
     with contextlib.ExitStack() as stack:
         # Workers first: a machine that cannot isolate programs is found out before jax comes up.
         grader = stack.enter_context(
-            Grader(num_workers=cfg.reward.num_workers, timeout_s=cfg.reward.timeout_s)
+            Grader(
+                num_workers=cfg.reward.num_workers,
+                timeout_s=cfg.reward.timeout_s,
+                batch_timeout_s=cfg.reward.step_timeout_s,
+            )
         )
-        sandbox = stack.enter_context(open_store(cfg.sandbox, record_dir))
+        sandbox = stack.enter_context(open_store(cfg.sandbox, record_dir, hosts.index()))
+        hosts.mark("starting the devices")
+        if hosts.count() > 1:
+            hosts.check_same(
+                devices_per_process=jax.local_device_count(), device=jax.devices()[0].device_kind
+            )
         mesh = meshes.make_mesh(cfg.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         tokenizer = Tokenizer(configs.asset_dir(cfg.tokenizer))

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
+from cir_jax import hosts
 from cir_jax.config import Config, ConfigError, RolloutConfig
 from cir_jax.data.demonstrations import Demonstration, demonstration
 from cir_jax.prompts import prompt_ids
@@ -53,11 +54,16 @@ class Trajectories(Protocol):
         """Says that the trajectory will be asked for."""
         ...
 
+    def share(self, indices: Sequence[int]) -> None:
+        """Before trajectories are asked for, on all processes: so that each has all of them."""
+        ...
+
     def sequence(self, index: int) -> Sequence1D: ...
 
 
 class Generated:
-    """Demonstrations, whose programs run from when they are said to be asked for."""
+    """Demonstrations, whose programs run from when they are said to be asked for; of several
+    processes, each runs those of its share."""
 
     def __init__(self, cfg: Config, tokenizer: Tokenizer, sandbox: Submitter):
         self.num_trained, self.num_held_out = cfg.sft.num_trajectories, cfg.sft.held_out
@@ -68,10 +74,18 @@ class Generated:
         self._sequences: dict[int, Sequence1D] = {}
 
     def start(self, index: int) -> None:
-        if index in self._started or index in self._sequences:
+        if index in self._started or index in self._sequences or not _is_own(index):
             return
         demo = _demonstration(self._cfg, index)
         self._started[index] = demo, [self._sandbox.submit(code) for code in demo.programs]
+
+    def share(self, indices: Sequence[int]) -> None:
+        # The same everywhere: what has been shared is known to all.
+        new = [i for i in indices if i not in self._sequences]
+        if hosts.count() > 1 and new:
+            hosts.mark("programs of demonstrations")
+            for part in hosts.gather({i: self.sequence(i) for i in new if _is_own(i)}):
+                self._sequences |= part
 
     def sequence(self, index: int) -> Sequence1D:
         self.start(index)
@@ -107,8 +121,15 @@ class FromFiles:
     def start(self, index: int) -> None:
         """They are all there."""
 
+    def share(self, indices: Sequence[int]) -> None:
+        """They are all everywhere."""
+
     def sequence(self, index: int) -> Sequence1D:
         return self._sequences[index]
+
+
+def _is_own(index: int) -> bool:
+    return index % hosts.count() == hosts.index()
 
 
 def _drawn(seed: int, question: str) -> bytes:
@@ -139,7 +160,7 @@ class SFTData:
         for near in range(step, step + _STEPS_AHEAD + 1):
             for i in self._indices(near):
                 self._source.start(i)
-        return [self._source.sequence(i) for i in self._indices(step)]
+        return self._all(self._indices(step))
 
     def held_out(self) -> list[Sequence1D]:
         """Trajectories that no step has, in order."""
@@ -147,7 +168,11 @@ class SFTData:
         held_out = range(first, first + self._source.num_held_out)
         for i in held_out:
             self._source.start(i)
-        return [self._source.sequence(i) for i in held_out]
+        return self._all(held_out)
+
+    def _all(self, indices: Sequence[int]) -> list[Sequence1D]:
+        self._source.share(indices)
+        return [self._source.sequence(i) for i in indices]
 
     def _indices(self, step: int) -> list[int]:
         size = self._cfg.sft.batch_size

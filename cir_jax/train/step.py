@@ -297,8 +297,8 @@ def make_update(
     """One compiled update: the gradients of all micro-batches, then the optimizer.
 
     update(state, batch, given, num_micro, temperature) -> state, metrics. The state is
-    donated. The number of filled micro-batches changes no shape. A non-finite gradient norm
-    leaves the state as it was (metric `skipped`).
+    donated. The number of filled micro-batches changes no shape. A non-finite gradient norm or
+    loss leaves the state as it was (metric `skipped`).
     """
     layout = state_shardings(cfg, mesh, optimizer)
     return _make_update(gradients(cfg, compute, loss_fn), cfg, layout, optimizer)
@@ -323,7 +323,7 @@ def _make_update(gradients: Callable, cfg: ModelConfig, layout: TrainState, opti
     def update(state: TrainState, batch: TrainBatch, given: Given, num_micro, temperature):
         grads, metrics = gradients(state.params, batch, given, num_micro, temperature)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         trained, frozen = lora.split(state.params, cfg)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = lora.join(optax.apply_updates(trained, updates), frozen)

@@ -1,0 +1,156 @@
+"""Going on with a run: which of its configs' keys may differ, whose directory it is."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cir_jax import config as configs
+from cir_jax import hosts, metrics
+from cir_jax.config import CheckpointConfig, Config, ConfigError, OptimConfig
+from cir_jax.train.checkpoint import Place
+
+# Until a directory that one process has made is seen by the others: file systems keep a while that
+# there was none.
+_SHARED_S = 30.0
+# Keys that change no number of a step: where and how often something is done or written.
+FREE = (
+    "name",
+    "run_dir",
+    "resume",
+    "resume_step",
+    "resume_override",
+    "samples_per_log",
+    "keep_rollouts",
+    "mesh",
+    "checkpoint",
+    "gates",
+    "hosts",
+    "watchdog",
+    "ablate",
+    "sandbox.num_workers",
+    "sandbox.max_requests",
+    "sandbox.runtime",
+    "sandbox.record",
+    "sandbox.replay",
+    "sandbox.recheck_share",
+    "reward.num_workers",
+)
+
+
+def check_config(cfg: Config, saved: dict[str, Any], place: Place) -> None:
+    """ConfigError naming each key in which a run would go on otherwise than it began.
+
+    saved: the config that it began with, as plain nested values.
+    """
+    free = [*FREE, *cfg.resume_override]
+    if place.phase not in ("rl", "done") or _may_go_on(cfg):
+        free.append("rl.steps")
+    if "all" in cfg.resume_override:
+        return
+    differ = {
+        key: values
+        for key, values in configs.tree_differences(saved, configs.to_tree(cfg)).items()
+        if not any(key == name or key.startswith(name + ".") for name in free)
+    }
+    if differ:
+        named = "; ".join(f"{k}={new!r}, was {old!r}" for k, (old, new) in differ.items())
+        keys = " ".join(f"--override {key}" for key in differ)
+        raise ConfigError(
+            f"resume=true: the run was made with another config: {named}; {keys} allows it"
+        )
+
+
+def _may_go_on(cfg: Config) -> bool:
+    """Whether RL may end at another step: learning rates do not depend on how many there are."""
+    optimizers: list[OptimConfig] = [cfg.rl.optim]
+    if cfg.rl.advantage == "gae":
+        optimizers.append(cfg.rl.critic.optim)
+    return all(o.schedule == "constant" and not o.warmup_share for o in optimizers)
+
+
+def check_keys(cfg: Config) -> None:
+    """ConfigError for keys about resuming that mean nothing here."""
+    for key in cfg.resume_override:
+        if key != "all":
+            configs.check_key("resume_override", key)
+    if cfg.resume_step is not None and not cfg.resume:
+        raise ConfigError(f"resume_step={cfg.resume_step}: only with resume=true")
+
+
+def shorter(run_dir: Path, sizes: Mapping[str, int]) -> str:
+    """Which of a run's growing files are shorter than they were at a checkpoint, in words.
+
+    One that is not there at all does not count: a run may go on on another machine.
+    """
+    found = {name: (run_dir / name).stat().st_size for name in sizes if (run_dir / name).exists()}
+    return "; ".join(
+        f"{name} has {size} bytes, and had {sizes[name]} then"
+        for name, size in found.items()
+        if size < sizes[name]
+    )
+
+
+def score(cfg: CheckpointConfig, run_dir: Path, phase: str, step: int) -> float | None:
+    """What checkpoint.best goes by, from the metrics as far as they are written."""
+    if phase not in ("rl", "done") or not (run_dir / metrics.METRICS).exists():
+        return None
+    lines = metrics.read(run_dir)
+    if cfg.best == "accuracy":
+        found = [r["accuracy"] for r in lines if r["kind"] == "eval" and r["step"] == step]
+        return found[-1] if found and lines[-1]["kind"] == "eval" else None
+    rewards = [r["reward"] for r in lines if r["kind"] == "rl"][-cfg.every :]
+    return sum(rewards) / len(rewards) if rewards else None
+
+
+def find_run_dir(cfg: Config) -> Path:
+    """run_dir, or the next (to resume: the newest) number under runs/NAME. Makes it."""
+    parent = Path("runs") / cfg.name
+    numbers = [int(p.name) for p in parent.glob("[0-9]*") if p.name.isdigit()]
+    if cfg.run_dir:
+        run_dir = Path(cfg.run_dir)
+    else:
+        run_dir = parent / f"{max(numbers, default=0) + (not (cfg.resume and numbers)):03d}"
+    if configs.holds_run(run_dir) and not cfg.resume:
+        raise ConfigError(
+            f"run_dir={str(run_dir)!r}: holds a run; pass resume=true to go on with it"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def agreed_run_dir(cfg: Config) -> Path:
+    """As find_run_dir, one for all processes, which have to share it."""
+    run_dir = Path(hosts.of_first("run directory", lambda: str(find_run_dir(cfg))))
+    deadline = time.monotonic() + _SHARED_S
+    while not run_dir.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if blind := [i for i, sees in enumerate(hosts.exchange("sight", run_dir.is_dir())) if not sees]:
+        raise ConfigError(
+            f"run_dir={str(run_dir)!r}: process {blind[0]} does not see it; it must be on storage "
+            "that all processes share"
+        )
+    return run_dir
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Holds a run directory for this run; ConfigError if another does. The kernel lets go of it
+    when this process ends, however it does."""
+    if not hosts.is_first():
+        yield
+        return
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"run_dir={str(run_dir)!r}: another process trains in it; it must have ended"
+            ) from None
+        yield
+    finally:
+        os.close(folder)
