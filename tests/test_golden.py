@@ -146,7 +146,7 @@ def test_figures_are_those_of_training(mesh, recipe):
     before = learner._before(
         learn.Models(state, critic), [t for g in groups for t in g], [list(range(12))]
     )
-    _, figures = learner.learn(learn.Models(state, critic), groups, rewards, 0)
+    _, figures, _ = learner.learn(learn.Models(state, critic), groups, rewards, 0)
 
     batch = batch_of(cfg, [t for g in groups for t in g], rewards.reshape(-1).tolist())
     arrays = dict(batch.arrays)

@@ -28,7 +28,8 @@ from cir_jax.train.loop import given_params
 from cir_jax.train.rollouts import Rollouts, open_rollouts
 
 # Keys that change no answer.
-_WHERE_AND_HOW = ("name", "run_dir", "resume", "samples_per_log", "sft", "rl", "eval", "checkpoint")
+_WHERE_AND_HOW = ("name", "run_dir", "resume", "samples_per_log", "sft", "rl", "eval")
+_WHERE_AND_HOW += ("checkpoint", "metrics")
 
 
 @dataclasses.dataclass(frozen=True)

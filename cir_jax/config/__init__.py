@@ -23,6 +23,7 @@ from cir_jax.config.files import (
 )
 from cir_jax.config.keys import describe, section_of
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
+from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
     CheckpointConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "EvalConfig",
     "LoRAConfig",
     "MeshConfig",
+    "MetricsConfig",
     "ModelConfig",
     "OptimConfig",
     "RewardConfig",

@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.model import ComputeConfig, ModelConfig
 
 
@@ -448,6 +449,7 @@ class Config(Section):
     rl: RLConfig = RLConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
     ablate: dict[str, dict[str, Any]] = {}
     """Further keys of the run in which `cir-jax ablate` switches a strategy off, by its name."""
 

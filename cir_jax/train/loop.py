@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 
 from cir_jax import config as configs
 from cir_jax import mesh as meshes
-from cir_jax import metrics
+from cir_jax import metrics, sinks
 from cir_jax.config import Config, ConfigError, ModelConfig
 from cir_jax.data import pipeline, sources
 from cir_jax.evals.codestats import code_stats
 from cir_jax.evals.suite import Evaluation, evaluate
 from cir_jax.models import hf, qwen
-from cir_jax.records import Problem, Score, Trajectory
+from cir_jax.records import Problem
 from cir_jax.reward.score import Grader
 from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
@@ -30,7 +30,7 @@ from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import weights
 from cir_jax.train.checkpoint import Checkpoints, Place
 from cir_jax.train.display import Display
-from cir_jax.train.experience import gather
+from cir_jax.train.experience import Experience, gather
 from cir_jax.train.learn import (
     Learner,
     Models,
@@ -148,6 +148,7 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
         stack.callback(checkpoints.close)
         stack.callback(display.end)
         writer = metrics.MetricsWriter(run_dir)
+        stack.callback(writer.close)
         run = Run(
             cfg,
             run_dir,
@@ -169,12 +170,14 @@ def train(cfg: Config, display: Display) -> Path:
 
     Raises Interrupted after a signal, with the state saved.
     """
+    sinks.check(cfg.metrics)
     run_dir = find_run_dir(cfg)
     display.note(f"run directory: {run_dir}")
     with open_run(cfg, run_dir, display, record=True) as run:
         state, place = restore(run) if cfg.resume else (None, Place("start", 0))
         critic = None
         configs.save_run(cfg, run_dir)
+        run.writer.attach(sinks.open_sinks(cfg, run_dir))
         save_description(run)
         data = sft_data(run) if cfg.sft.trains and place.phase in ("start", "sft") else None
         if place.phase == "start":
@@ -350,7 +353,7 @@ def reinforce(
             timer=timer,
         )
         with timer.stage("update_s"):
-            models, figures = learner.learn(models, new.groups, new.rewards_PG, step)
+            models, figures, advantages = learner.learn(models, new.groups, new.rewards_PG, step)
 
         timer.seconds |= {"tool_wait_s": new.stats.tool_wait_s, "device_idle_s": new.stats.idle_s}
         timer.seconds["tokens_per_s"] = new.stats.num_model_tokens / new.stats.wall_s
@@ -362,7 +365,7 @@ def reinforce(
         record = {"reward": reward, "max_calls": budget, "budget_used_share": used}
         record |= summary | new.figures | figures | metrics.reason_counts(new.scores)
         run.writer.write("rl", step + 1, record, timer.seconds)
-        write_samples(run, step + 1, new.trajectories, new.scores)
+        write_samples(run, step + 1, new, advantages, budget)
         run.display.step(
             step + 1,
             {
@@ -376,12 +379,18 @@ def reinforce(
     return models
 
 
-def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: list[Score]) -> None:
-    """A few trajectories of a step, spread over its problems."""
-    count = min(run.cfg.samples_per_log, len(trajectories))
-    for i in np.linspace(0, len(trajectories) - 1, count, dtype=int):
-        text = run.tokenizer.decode(trajectories[i].ids)
-        run.writer.write_sample(step, trajectories[i], scores[i], text)
+def write_samples(
+    run: Run, step: int, new: Experience, advantages: list[np.ndarray], max_calls: int
+) -> None:
+    """A few trajectories of a step, spread over its problems. advantages: of those of new.groups."""
+    trained = [t for group in new.groups for t in group]
+    of_trained = {id(t): a for t, a in zip(trained, advantages, strict=True)}
+    count = min(run.cfg.samples_per_log, len(new.trajectories))
+    for i in np.linspace(0, len(new.trajectories) - 1, count, dtype=int).tolist():
+        t = new.trajectories[i]
+        group = i // run.cfg.rollout.samples_per_prompt
+        outcome = metrics.Outcome(step, group, max_calls, new.rewards[i], of_trained.get(id(t)))
+        run.writer.write_sample(t, new.scores[i], outcome, run.tokenizer.decode(t.ids))
 
 
 def restore(run: Run) -> tuple[TrainState | None, Place]:
