@@ -14,6 +14,7 @@ from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
 from cir_jax.parity import command as parity_command
+from cir_jax.report import command as report_command
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.verl import command as verl_command
 
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_eval)
 
     ablation_command.add(commands)
+    report_command.add(commands)
     chat_command.add(commands)
 
     importer = commands.add_parser(
