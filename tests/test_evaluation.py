@@ -264,6 +264,38 @@ def test_accuracies_are_those_of_the_samples(first, samples):
     assert budgets[0][4] == 0.0 and budgets[1][4] <= 1.0
 
 
+def test_a_suite_on_weights(tmp_path, capsys):
+    """Both prompts; problems that fill the context are left out, and that is said."""
+    rows = [{"q": f"What is {n} + 2?", "a": n + 2, "kind": f"k{n % 2}"} for n in range(4)]
+    rows.insert(1, {"q": "long " * 200, "a": "1"})
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.toml").write_text(
+        "name = 'mine'\nmax_calls = 1\nmax_response_tokens = 40\n"
+        "code_prompt = '{question}\\nUse code.'\ntext_prompt = '{question}\\n'\n"
+        "[[benchmarks]]\nname = 'sums'\nfile = 'sums.jsonl'\nproblem = 'q'\nanswer = 'a'\n"
+        "types = ['kind', 'level']\nsamples = 5\n"
+    )
+    out = tmp_path / "out"
+    args = ["package:quickstart/cold_start", "rollout.slots=8", "rollout.max_context=120"]
+    args += ["tokenizer=package:quickstart/tokenizer", "--suite", str(tmp_path / "mine.toml")]
+    args += ["--data-dir", str(tmp_path), "--samples", "2", "--problems", "4", "--out", str(out)]
+    assert cli.main(["eval", *args]) == 0
+    told = capsys.readouterr().out
+    assert "sums: 1 of 4 problems left out, their prompts fill the context of 120 tokens" in told
+    found = read(out)
+    assert {s.setting for s in found} == {Setting("code", 1), Setting("text", 0)}
+    assert [(s.problem_id, s.sample) for s in found[:6]] == [
+        (f"sums/{n}", sample) for n in (0, 2, 3) for sample in range(2)
+    ]
+    assert found[0].spans[0].text.endswith("?\\nUse code.")
+    assert found[0].types == {"kind": "k0"} and found[0].truth == "2"
+    titles = ("Accuracy", "Compared", "pass@k", "Accuracy against tokens", "By type of problem")
+    for title in (*titles, "Code"):
+        assert f"### {title}\n" in told
+    assert cli.main(["eval", *args]) == 0
+    assert "### Accuracy\n" in capsys.readouterr().out
+
+
 def test_benchmark_files_hold_what_they_should(shared):
     """500, 40, 30, 30 and 100 problems, OlymMATH's hard ones apart."""
     found = {b.name: problems_of(b, shared / "data/benchmarks") for b in BENCHMARKS}
