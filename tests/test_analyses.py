@@ -2,18 +2,21 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cir_jax import config as configs
+from cir_jax import metrics
 from cir_jax.analyses import ANALYSES, Saved
 from cir_jax.analyses.code import checks_itself, holds, outcome
 from cir_jax.evals.samples import Fork, Sample, Setting, Span, read
 from cir_jax.records import Author, Call, ExecResult
+from cir_jax.tokenizer import Tokenizer
 
+ROOT = Path(__file__).parent.parent
 CODE, TEXT = Setting("code", 5), Setting("text", 0)
-NAMES = itertools.count()
 
 
 def sample(
@@ -279,14 +282,11 @@ def test_nothing_is_made_of_nothing():
         assert analysis([saved([])]) is None, name
 
 
-def test_a_training_runs_samples_read_the_same(tmp_path):
-    """As MetricsWriter.write_sample has them; the budget is the step's."""
-    cfg = configs.load(configs.files.ASSETS.parents[1] / "configs/quickstart.toml")
+@pytest.mark.parametrize("more", [{}, {"task": "t", "question": "q", "max_calls": 5}])
+def test_a_training_runs_samples_read_the_same(tmp_path, more):
+    """What its lines do not say is found in the id, the prompt and the step's metrics."""
+    cfg = configs.load(ROOT / "configs/quickstart.toml")
     configs.save_run(cfg, tmp_path)
-    from cir_jax import metrics
-    from cir_jax.records import Problem, Score, Trajectory
-    from cir_jax.tokenizer import Tokenizer
-
     tokenizer = Tokenizer(configs.asset_dir(cfg.tokenizer))
     parts = [
         (Author.PROMPT, "What is 3 + 4?\n"),
@@ -295,27 +295,30 @@ def test_a_training_runs_samples_read_the_same(tmp_path):
         (Author.MODEL, "The answer is \\boxed{7}."),
     ]
     ids = [tokenizer.encode(text) for _, text in parts]
-    author = np.concatenate([np.full(len(x), who) for (who, _), x in zip(parts, ids, strict=True)])
-    trajectory = Trajectory(
-        Problem("sum/rl/3", "sum", "What is 3 + 4?", "7", "gym", True),
-        2,
-        np.concatenate(ids),
-        author,
-        np.full(len(author), -0.5),
-        (Call("print(3 + 4)\n", ExecResult("ok", "7"), len(ids[2])),),
-        "eos",
-    )
-    writer = metrics.MetricsWriter(tmp_path)
-    writer.write_sample(4, trajectory, Score(1.0, "correct"), "".join(text for _, text in parts))
-    writer.write("rl", 4, {"max_calls": 2, "accuracy": 1.0}, {})
+    author = [int(who) for (who, _), part in zip(parts, ids, strict=True) for _ in part]
+    line = {
+        "step": 4,
+        "problem_id": "sum/rl/3",
+        "sample": 2,
+        "answer": "7",
+        "score": 1.0,
+        "reason": "correct",
+        "stop_reason": "eos",
+        "calls": [{"code": "print(3 + 4)\n", "status": "ok", "stdout": "7"}],
+        "text": "".join(text for _, text in parts),
+        "ids": [i for part in ids for i in part] + [tokenizer.eos_id],
+        "author": [*author, int(Author.MODEL)],
+        "logp": [-0.5] * (len(author) + 1),
+    }
+    (tmp_path / metrics.SAMPLES).write_text(json.dumps(line | more) + "\n")
+    metrics.MetricsWriter(tmp_path).write("rl", 4, {"max_calls": 2, "accuracy": 1.0}, {})
     (found,) = read(tmp_path)
-    assert (found.task, found.step, found.setting.max_calls, found.answer) == ("sum", 4, 2, "7")
+    expected = ("t", "q", 5) if more else ("sum", "What is 3 + 4?\n", 2)
+    assert (found.task, found.question, found.setting.max_calls) == expected
+    assert (found.step, found.sample, found.answer, found.correct) == (4, 2, "7", True)
     assert [(span.author, span.text) for span in found.spans] == [
         (who.name.lower(), text) for who, text in parts
     ]
-    assert found.calls[0].num_tool_tokens == len(ids[2]) and found.correct
+    assert found.calls[0].num_tool_tokens == len(ids[2])
     again = found.trajectory()
-    np.testing.assert_array_equal(again.ids, trajectory.ids)
-    np.testing.assert_array_equal(again.author, author)
-    lines = (tmp_path / metrics.SAMPLES).read_text()
-    assert json.loads(lines)["problem_id"] == found.problem_id
+    assert again.ids.tolist() == line["ids"] and again.author.tolist() == line["author"]

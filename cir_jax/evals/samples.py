@@ -296,7 +296,11 @@ def _parsed(file: Path, number: int, make, *lines: str) -> Sample:
 
 
 def _of_training(folder: Path) -> list[Sample]:
-    """Of metrics.MetricsWriter.write_sample; the budget is that of the step's metrics."""
+    """Of metrics.MetricsWriter.write_sample.
+
+    What a line does not say of its problem is taken from the id and the prompt; the budget is that
+    of the step's metrics.
+    """
     file = folder / SAMPLES
     if not file.is_file():
         return []
@@ -309,12 +313,12 @@ def _of_training(folder: Path) -> list[Sample]:
         spans = _spans(author, ids, tokenizer)
         outputs = [span.end - span.start for span in spans if span.author == "tool"]
         return Sample(
-            task=_task(line["problem_id"]),
+            task=line.get("task", _task(line["problem_id"])),
             problem_id=line["problem_id"],
             problem=seen.setdefault(line["problem_id"], len(seen)),
             sample=line["sample"],
-            setting=Setting("config", budgets.get(line["step"], len(line["calls"]))),
-            question=spans[0].text,
+            setting=Setting("config", line.get("max_calls", budgets.get(line["step"], 0))),
+            question=line.get("question", spans[0].text),
             truth=line["answer"],
             answer=_answer(spans),
             vote=None,
@@ -391,9 +395,9 @@ class Parts:
         self.remove()
 
     def remove(self) -> None:
-        """What is left of the parts once they are one file."""
+        """What is left of the parts once they are one file; by one process."""
         folder = self._folder / PARTS
-        if folder.is_dir():
+        if self._index == 0 and folder.is_dir():
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()

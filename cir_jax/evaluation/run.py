@@ -6,10 +6,11 @@ not depend on the parts, so that a stop, or another number of hosts, changes not
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from cir_jax import config as configs
 from cir_jax.config import Config, ConfigError
 from cir_jax.data import pipeline, sources
-from cir_jax.evals.benchmarks import problems_of
+from cir_jax.evals.benchmarks import path_of, problems_of
 from cir_jax.evals.exam import Exam, Form, answer
 from cir_jax.evals.samples import DESCRIPTION, Parts, Sample, Setting
 from cir_jax.evals.suites import Suite
@@ -104,7 +105,7 @@ def evaluate(model: Model, request: Request, out: Path | None, display: Display)
         # Nobody writes before all have seen what is missing.
         _meet("missing")
         display.begin("evaluation", len(plan), len(plan) - len(missing))
-        forking = _ForkEngine(cfg, tools)
+        forking = functools.cache(lambda: _fork_engine(cfg, tools))
         for done, number in enumerate(missing, start=len(plan) - len(missing) + 1):
             samples = _answered(tools, forking, params, parts, plan[number])
             parts.write(number, samples)
@@ -118,41 +119,36 @@ def evaluate(model: Model, request: Request, out: Path | None, display: Display)
 
 
 def _answered(
-    tools: Rollouts, forking: "_ForkEngine", params: qwen.Params, parts: Parts, entry: Entry
+    tools: Rollouts,
+    forking: Callable[[], Engine],
+    params: qwen.Params,
+    parts: Parts,
+    entry: Entry,
 ) -> list[Sample]:
+    """forking: makes the engine for forks, once, if it is needed."""
     exam, form = entry.exam, entry.form
     if entry.asked is None:
         return answer(tools.engine, tools.grader, tools.tokenizer, params, exam, form, entry.part)
     _meet(f"fork {entry.asked}")
     return answer_forks(
-        forking.engine, tools.grader, tools.tokenizer, params, exam, parts.read(entry.asked)
+        forking(), tools.grader, tools.tokenizer, params, exam, parts.read(entry.asked)
     )
 
 
-class _ForkEngine:
-    """An engine whose prompts may be as long as a whole response; made if it is needed."""
-
-    def __init__(self, cfg: Config, tools: Rollouts):
-        self._cfg, self._tools = cfg, tools
-        self._made: Engine | None = None
-
-    @property
-    def engine(self) -> Engine:
-        if self._made is None:
-            cfg, tools = self._cfg, self._tools
-            self._made = Engine(
-                cfg.model,
-                # No row gets longer than those that are forked.
-                cfg.rollout.model_copy(update={"max_context": tools.engine.max_length}),
-                tools.tokenizer,
-                tools.sandbox,
-                template=cfg.data.template,
-                chat=cfg.data.chat,
-                max_prompt_tokens=tools.engine.max_length,
-                dtype=cfg.compute.dtype,
-                seed=cfg.seed,
-            )
-        return self._made
+def _fork_engine(cfg: Config, tools: Rollouts) -> Engine:
+    """One whose prompts may be as long as a whole response."""
+    return Engine(
+        cfg.model,
+        # No row gets longer than those that are forked.
+        cfg.rollout.model_copy(update={"max_context": tools.engine.max_length}),
+        tools.tokenizer,
+        tools.sandbox,
+        template=cfg.data.template,
+        chat=cfg.data.chat,
+        max_prompt_tokens=tools.engine.max_length,
+        dtype=cfg.compute.dtype,
+        seed=cfg.seed,
+    )
 
 
 def _meet(name: str) -> None:
@@ -258,9 +254,12 @@ def _asked(model: Model, request: Request) -> dict[str, Any]:
     if request.suite is not None:
         del tree["eval"]
     fields = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
+    data_dir = fields.pop("data_dir")
+    benchmarks = request.suite.benchmarks if request.suite is not None else ()
+    paths = [path_of(benchmark, data_dir) for benchmark in benchmarks]
     fields |= {
         "suite": request.suite and request.suite.model_dump(mode="json"),
-        "data_dir": str(request.data_dir.resolve()),
+        "files": {str(path.resolve()): path.stat().st_size for path in paths},
         "weights": model.weights,
         "model": model.identity,
         "config": tree,
