@@ -39,9 +39,12 @@ def maj_at_k(votes: Sequence[int | None], correct: Sequence[bool], k: int) -> fl
     silent = num - right - wrong.total()
     won = 0.0
     for m in range(1, min(k, right) + 1):
-        ways = _others(list(wrong.values()), silent, m, k - m)
-        won += math.comb(right, m) * float(ways @ (1 / np.arange(1, len(ways) + 1)))
-    return won / math.comb(num, k)
+        if m > max(wrong.values(), default=0):
+            won += math.comb(right, m) * math.comb(num - right, k - m)
+        else:
+            ways = _others(list(wrong.values()), silent, m, k - m)
+            won += math.comb(right, m) * float(ways @ (1 / np.arange(1, len(ways) + 1)))
+    return min(1.0, won / math.comb(num, k))
 
 
 def _others(wrong: Sequence[int], silent: int, m: int, drawn: int) -> np.ndarray:

@@ -329,7 +329,7 @@ def _of_training(folder: Path) -> list[Sample]:
             calls=tuple(
                 Call(
                     c["code"],
-                    ExecResult(c["status"], c["stdout"]),
+                    ExecResult(c["status"], c["stdout"], c.get("error", "")),
                     outputs[n] if n < len(outputs) else 0,
                 )
                 for n, c in enumerate(line["calls"])
