@@ -13,6 +13,7 @@ from cir_jax.chat import command as chat_command
 from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
+from cir_jax.evaluation import command as evaluation_command
 from cir_jax.parity import command as parity_command
 from cir_jax.report import command as report_command
 from cir_jax.sandbox.errors import SandboxError
@@ -66,15 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     collect_command.add(commands)
 
-    evaluate = commands.add_parser(
-        "eval",
-        help="evaluate a run's newest checkpoint on the held-out problems",
-        description="Evaluates the newest checkpoint of RUN_DIR and prints its table row.",
-    )
-    evaluate.add_argument("run_dir", metavar="RUN_DIR", type=Path)
-    add_overrides(evaluate)
-    evaluate.set_defaults(run=_eval)
-
+    evaluation_command.add(commands)
     ablation_command.add(commands)
     report_command.add(commands)
     chat_command.add(commands)
@@ -214,16 +207,6 @@ def _run_phases(cfg: Config) -> int:
         display.note("stopped; the state is saved: the same command with resume=true goes on")
         return EXIT_INTERRUPTED
     print(run_dir)
-    return 0
-
-
-def _eval(args: argparse.Namespace) -> int:
-    cfg = configs.override(configs.load_run(args.run_dir), args.overrides)
-    sources.check(cfg.data)
-    from cir_jax.train.display import Display
-    from cir_jax.train.loop import evaluate_run
-
-    evaluate_run(cfg, args.run_dir, Display())
     return 0
 
 

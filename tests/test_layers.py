@@ -22,7 +22,8 @@ ALLOWED = (
     | {
         "rollout": BASE | {"models", "sandbox"},
         "evals": BASE | {"models", "rollout", "reward", "data"},
-        "report": {"config", "records", "metrics"},
+        "analyses": {"config", "records", "metrics", "evals"},
+        "report": {"config", "records", "metrics", "evals", "analyses"},
         "train": BASE | STAGES | {"rollout", "evals"},
         "__init__": set(),
     }
@@ -36,11 +37,12 @@ ALLOWED = (
                 "chat",
                 "cli",
                 "collect",
+                "evaluation",
                 "parity",
                 "verl",
             )
         ),
-        BASE | STAGES | {"rollout", "evals", "report", "train"} | set(top),
+        BASE | STAGES | {"rollout", "evals", "analyses", "report", "train"} | set(top),
     )
 )
 
@@ -127,7 +129,12 @@ def imported_by(statement):
 
 @pytest.mark.parametrize(
     "modules",
-    ["config, records, cli", "sandbox.pool, sandbox.zygote", "reward.score, reward.worker"],
+    [
+        "config, records, cli",
+        "analyses",
+        "sandbox.pool, sandbox.zygote",
+        "reward.score, reward.worker",
+    ],
 )
 def test_imports_without_jax(modules):
     names = ", ".join(f"cir_jax.{name.strip()}" for name in modules.split(","))

@@ -19,6 +19,7 @@ from cir_jax.config.files import (
     save_run,
     to_tree,
     tree_differences,
+    weights_in,
     with_values,
 )
 from cir_jax.config.keys import describe, section_of
@@ -86,5 +87,6 @@ __all__ = [
     "section_of",
     "to_tree",
     "tree_differences",
+    "weights_in",
     "with_values",
 ]

@@ -411,19 +411,6 @@ def newest(cfg: Config, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainStat
     return checkpoints.restore(abstract_state(cfg.model, mesh, rl_optimizer(cfg)))
 
 
-def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
-    """Evaluates a run's newest checkpoint and prints its row of the table; writes nothing."""
-    if not cfg.eval.num_problems:
-        raise ConfigError("eval.num_problems=0: must be above 0 to evaluate")
-    with open_run(cfg, run_dir, display, record=False) as run:
-        state, place = _saved(newest(cfg, run.checkpoints, run.mesh), run_dir)
-        result = run.evaluate(state.params)
-        begun = place.phase == "done" or place.step == 0
-        stage = STAGES[place.phase] if begun else f"{place.phase} step {place.step}"
-        display.table([{"stage": stage} | result.summary])
-        return result
-
-
 def export_run(cfg: Config, run_dir: Path, out: Path) -> None:
     """A run's newest weights as a Hugging Face directory."""
     params = newest_params(cfg, run_dir, meshes.make_mesh(cfg.mesh))
@@ -432,15 +419,18 @@ def export_run(cfg: Config, run_dir: Path, out: Path) -> None:
 
 def newest_params(cfg: Config, run_dir: Path, mesh: Mesh) -> qwen.Params:
     """Of a run's newest checkpoint; ConfigError if there is none."""
+    return newest_stage(cfg, run_dir, mesh)[0]
+
+
+def newest_stage(cfg: Config, run_dir: Path, mesh: Mesh) -> tuple[qwen.Params, str]:
+    """The same, and the name of their stage in tables."""
     with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint.keep)) as checkpoints:
-        state, _ = _saved(newest(cfg, checkpoints, mesh), run_dir)
-    return state.params
-
-
-def _saved(restored: tuple[TrainState, Place] | None, run_dir: Path) -> tuple[TrainState, Place]:
+        restored = newest(cfg, checkpoints, mesh)
     if restored is None:
         raise ConfigError(f"run directory={str(run_dir)!r}: holds no checkpoint")
-    return restored
+    state, place = restored
+    begun = place.phase == "done" or place.step == 0
+    return state.params, STAGES[place.phase] if begun else f"{place.phase} step {place.step}"
 
 
 def find_run_dir(cfg: Config) -> Path:
