@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cir_jax"
 
 BASE = {"config", "records", "metrics", "tokenizer", "mesh", "masked"}
-BASE |= {"workers", "starting", "channel", "prctl", "prompts"}
+BASE |= {"sinks", "workers", "starting", "channel", "prctl", "prompts"}
 STAGES = {"data", "models", "sandbox", "reward", "rl"}
 # Layer (a folder, or a file of the package's top) -> layers it may import, besides its own.
 ALLOWED = (
@@ -23,7 +23,7 @@ ALLOWED = (
         "rollout": BASE | {"models", "sandbox"},
         "evals": BASE | {"models", "rollout", "reward", "data"},
         "analyses": {"config", "records", "metrics", "evals"},
-        "report": {"config", "records", "metrics", "evals", "analyses"},
+        "report": BASE | {"arguments", "reward", "evals", "analyses"},
         "train": BASE | STAGES | {"rollout", "evals"},
         "__init__": set(),
     }

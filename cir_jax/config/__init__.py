@@ -23,8 +23,8 @@ from cir_jax.config.files import (
     with_values,
 )
 from cir_jax.config.keys import describe, section_of
-from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.metrics import MetricsConfig
+from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
     CheckpointConfig,

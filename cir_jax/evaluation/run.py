@@ -37,7 +37,18 @@ Tools = Literal["on", "off", "both"]
 
 # Keys of the config that change no sample.
 _WHERE_AND_HOW = (
-    *("name", "run_dir", "resume", "samples_per_log", "mesh", "sft", "rl", "checkpoint", "ablate"),
+    *(
+        "name",
+        "run_dir",
+        "resume",
+        "samples_per_log",
+        "mesh",
+        "sft",
+        "rl",
+        "checkpoint",
+        "metrics",
+        "ablate",
+    ),
 )
 # Rows of a part, in slots: while the last of a part end, slots stand empty.
 _SLOTS_PER_PART = 4

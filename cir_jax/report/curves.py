@@ -143,9 +143,7 @@ class Drawn:
 
 
 def draw_all(sources: Sequence[Source]) -> list[Drawn]:
-    return [
-        draw(chart, sources, found) for chart in CHARTS if (found := curves(chart, sources))
-    ]
+    return [draw(chart, sources, found) for chart in CHARTS if (found := curves(chart, sources))]
 
 
 def draw(chart: Chart, sources: Sequence[Source], found: Sequence[Curve]) -> Drawn:

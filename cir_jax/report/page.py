@@ -6,13 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cir_jax import config as configs
-from cir_jax.report import curves, tables, trajectories
+from cir_jax.analyses import ANALYSES, load
+from cir_jax.analyses.analysis import cell_text
+from cir_jax.config import ConfigError
+from cir_jax.report import curves, svg, tables, trajectories
 from cir_jax.report.source import Material, Source
 
 _ASSETS = Path(configs.asset_dir("package:report"))
+# Inches of an analysis' figure: letters are still large enough on a telephone.
+_FIGURE = (4.4, 2.9)
 # Trajectories that are unpacked together.
 _CHUNK = 32
 
@@ -25,6 +30,11 @@ def render(material: Material, *, most: int) -> tuple[str, list[str]]:
     drawn = curves.draw_all(sources)
     rows = trajectories.chosen(sources, most)
     found, notes = _token_bytes(sources)
+    analyses = []
+    try:
+        analyses = analyses_of(sources)
+    except (ConfigError, OSError, ValueError) as error:
+        notes.append(f"analyses left out: {error}")
     total = sum(len(source.samples) for source in sources)
     if len(rows) < total:
         notes.append(f"{len(rows)} of {total} trajectories, evenly spread (--trajectories)")
@@ -50,6 +60,7 @@ def render(material: Material, *, most: int) -> tuple[str, list[str]]:
         cards=[tables.card(source) for source in sources],
         charts=drawn,
         tables=tables.tables(material),
+        analyses=analyses,
         runs_with_curves=[(n, s.name) for n, s in enumerate(sources) if s.lines],
         notes=notes,
         num_trajectories=len(rows),
@@ -57,6 +68,35 @@ def render(material: Material, *, most: int) -> tuple[str, list[str]]:
         chunks=[pack(whole[at : at + _CHUNK]) for at in range(0, len(whole), _CHUNK)],
     )
     return html, notes
+
+
+class Shown(NamedTuple):
+    """An analysis as the page has it; picture: "" if it has none."""
+
+    table: tables.Table
+    picture: str
+
+
+def analyses_of(sources: Sequence[Source]) -> list[Shown]:
+    """All that have something to say of these directories."""
+    saved = load([source.directory for source in sources])
+    # A run brings the evaluations in it, which are among the sources too.
+    saved = list({one.folder.resolve(): one for one in saved}.values())
+    found = []
+    for analyse in ANALYSES.values():
+        analysis = analyse(saved)
+        if analysis is None:
+            continue
+        picture = ""
+        if analysis.figure is not None:
+            with svg.style():
+                figure = analysis.figure()
+                figure.set_size_inches(_FIGURE)
+                picture, _ = svg.render(figure, analysis.title)
+        rows = [[cell_text(cell) for cell in row] for row in analysis.rows]
+        table = tables.Table(analysis.title, list(analysis.columns), rows, analysis.note)
+        found.append(Shown(table, picture))
+    return found
 
 
 def pack(value: Any) -> str:
@@ -72,8 +112,8 @@ def _hash(script: str) -> str:
 
 
 def _token_bytes(sources: Sequence[Source]) -> tuple[list[Sequence[bytes]], list[str]]:
-    """Of each source, the bytes of its tokens; empty where its tokenizer is not here any more, which
-    the second says."""
+    """Of each source, the bytes of its tokens, empty where its tokenizer is not here any more; and
+    notes that say so."""
     from cir_jax.tokenizer import Tokenizer
 
     tables_by_name: dict[str, Sequence[bytes]] = {}

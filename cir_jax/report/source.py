@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from cir_jax import config as configs
 from cir_jax.config import ConfigError
+from cir_jax.evals.samples import DESCRIPTION, PARTS
 from cir_jax.metrics import METRICS, SAMPLES, TIMINGS
 
 SANDBOX_FILE = "sandbox.json"
 # What `cir-jax ablate` leaves beside its runs, STRATEGY/SEED.
 ABLATION_TABLE = "ablation.md"
-# What an evaluation says of itself.
-EVALUATION_FILE = "evaluation.json"
+
+# What a trajectory cannot be shown without.
+_NEEDED = ("sample", "answer", "score", "reason", "stop_reason", "calls", "ids", "logp")
 
 Row = dict[str, Any]
 
@@ -56,7 +58,8 @@ class Material:
 
 
 def gather(paths: Sequence[Path]) -> Material:
-    """Reads directories; one of `cir-jax ablate` stands for its runs.
+    """Reads directories; one of `cir-jax ablate` stands for its runs, and a run for the evaluations
+    in it, too.
 
     Raises ConfigError naming the path, or the file and line, that cannot be used.
     """
@@ -69,10 +72,15 @@ def gather(paths: Sequence[Path]) -> Material:
             directories += sorted(p.parent for p in path.glob(f"*/*/{configs.CONFIG_FILE}"))
         else:
             directories.append(path)
-    directories = list({path.resolve(): path for path in directories}.values())
-    names = labels([path.resolve() for path in directories])
-    sources = [_read(path, name) for path, name in zip(directories, names, strict=True)]
+    found = [inner for path in directories for inner in (path, *_evaluations_in(path))]
+    found = list({path.resolve(): path for path in found}.values())
+    names = labels([path.resolve() for path in found])
+    sources = [_read(path, name) for path, name in zip(found, names, strict=True)]
     return Material(sources, tables)
+
+
+def _evaluations_in(path: Path) -> list[Path]:
+    return sorted(file.parent for file in path.glob(f"evals/*/{DESCRIPTION}"))
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -94,19 +102,19 @@ def markdown_table(text: str) -> list[list[str]]:
 def _read(path: Path, name: str) -> Source:
     if not path.is_dir():
         raise ConfigError(f"RUN={str(path)!r}: no such directory")
-    if (path / EVALUATION_FILE).is_file():
-        about = _object(path / EVALUATION_FILE)
+    if (path / DESCRIPTION).is_file():
+        about = _object(path / DESCRIPTION)
         try:
             config = about["asked"]["config"]
             config["tokenizer"]
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path / EVALUATION_FILE}: has no {error}") from error
+            raise ConfigError(f"{path / DESCRIPTION}: has no {error}") from error
         samples = _evaluation_samples(path)
-        return Source(name, path, "evaluation", config, [], [], samples, {EVALUATION_FILE: about})
+        return Source(name, path, "evaluation", config, [], [], samples, {DESCRIPTION: about})
     if not configs.holds_run(path):
         raise ConfigError(
             f"RUN={str(path)!r}: holds neither {configs.CONFIG_FILE} of a run, nor "
-            f"{EVALUATION_FILE} of an evaluation, nor {ABLATION_TABLE} of an ablation"
+            f"{DESCRIPTION} of an evaluation, nor {ABLATION_TABLE} of an ablation"
         )
     about = {
         file.name: _object(file)
@@ -115,17 +123,17 @@ def _read(path: Path, name: str) -> Source:
     }
     lines = list(_lines(path / METRICS, ("kind", "step")))
     timings = list(_lines(path / TIMINGS, ("kind", "step")))
-    samples = list(_lines(path / SAMPLES, ("step", "problem_id", "ids", "author", "logp")))
+    samples = list(_lines(path / SAMPLES, ("step", "problem_id", *_NEEDED, "author")))
     config = _object(path / configs.CONFIG_FILE)
     return Source(name, path, "run", config, lines, timings, samples, about)
 
 
 def _evaluation_samples(path: Path) -> list[Row]:
-    needed = ("task", "problem_id", "spans", "ids", "logp")
+    needed = ("task", "problem_id", *_NEEDED, "spans")
     if (path / SAMPLES).is_file():
         return list(_lines(path / SAMPLES, needed))
     # An evaluation that is not complete yet.
-    parts = sorted((path / "parts").glob("*.jsonl"))
+    parts = sorted((path / PARTS).glob("*.jsonl"))
     return [row for part in parts for row in _lines(part, needed)]
 
 

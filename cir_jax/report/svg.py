@@ -25,8 +25,10 @@ _VARIABLES = {
 def style() -> Iterator[None]:
     """Small figures in the page's colours, without a frame; text is text, not outlines."""
     import matplotlib
+    from cycler import cycler
 
     settings = {
+        "axes.prop_cycle": cycler(color=SERIES),
         "axes.edgecolor": GRID,
         "axes.facecolor": "none",
         "axes.grid": True,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cir_jax import config as configs
-from cir_jax.report.source import Material, Source
+from cir_jax.evals.samples import DESCRIPTION
+from cir_jax.report.source import SANDBOX_FILE, Material, Source
 
 # Columns of the evaluations' table: metric -> title; shares are shown in per cent.
 _EVAL = {
@@ -19,8 +20,6 @@ _EVAL = {
 }
 _EVAL_NUMBERS = {"calls_per_response": "programs", "response_tokens": "tokens"}
 _BY_TASK = "accuracy/"
-# Files of a run that the card has words for; of other files, all that they say is shown as it is.
-_KNOWN_FILES = ("sandbox.json",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +92,9 @@ def _facts(source: Source) -> list[tuple[str, str]]:
     config = source.config
     model, rollout, mesh = (config.get(key, {}) for key in ("model", "rollout", "mesh"))
     data = config.get("data", {})
-    sandbox = source.about.get("sandbox.json", {})
+    sandbox = source.about.get(SANDBOX_FILE, {})
     packages = ", ".join(f"{k} {v}" for k, v in sandbox.get("versions", {}).items())
-    about = source.about.get("evaluation.json", {})
+    about = source.about.get(DESCRIPTION, {})
     facts = [
         ("evaluated", ", ".join(str(about[k]) for k in ("model", "stage") if k in about)),
         (

@@ -6,11 +6,11 @@ The table is one array per column, what lists and filters need. The whole of a t
 |---|---|
 | text | prompt, model and tool text, in one |
 | spans | author (0 prompt, 1 model, 2 tool) and number of tokens of each stretch of one author |
-| sizes | of each token, how many UTF-16 units of the text it is: positions in JavaScript's strings |
+| sizes | how many UTF-16 units of the text each token is: JavaScript's strings are made of them |
 | logp | of each of the model's tokens, thousandths, as a positive number |
 | advantages | of each token, where they differ, else absent |
 | calls | code, status, stdout and error of each program |
-| question, truth, answer | of the problem, and the response's own where it is kept |
+| question, truth, answer | of the problem; and what the response gives, None if it gives none |
 
 A token that ends within a character is 0 units long; the character belongs to the token that
 completes it. Decoding is done here, from the run's tokenizer: files of runs keep tokens once.
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cir_jax.report.source import Row, Source
+from cir_jax.reward.answer import last_boxed
 
 # Names of authors in an evaluation's spans, in the order of records.Author.
 _AUTHORS = ("prompt", "model", "tool")
@@ -83,17 +84,25 @@ def whole(row: Row, token_bytes: Sequence[bytes]) -> dict[str, Any]:
         "spans": spans,
         "sizes": sizes,
         "logp": logp,
-        "calls": [
-            [c["code"], c["status"], c["stdout"], c.get("error", "")] for c in row["calls"]
-        ],
+        "calls": [[c["code"], c["status"], c["stdout"], c.get("error", "")] for c in row["calls"]],
         "question": row.get("question", ""),
         "truth": _truth(row),
+        "answer": row["answer"] if "truth" in row else _boxed(text, sizes, spans),
     }
-    if "truth" in row:
-        found["answer"] = row["answer"]
     if row.get("advantages") is not None:
         found["advantages"] = row["advantages"]
     return found
+
+
+def _boxed(text: str, sizes: Sequence[int], spans: Sequence[tuple[int, int]]) -> str | None:
+    """The last box of what the model wrote, as the grader takes it. Positions are of UTF-16."""
+    wide, turns, token, at = text.encode("utf-16-le", "surrogatepass"), [], 0, 0
+    for who, count in spans:
+        end = at + 2 * sum(sizes[token : token + count])
+        if who == 1:
+            turns.append(wide[at:end].decode("utf-16-le", "surrogatepass"))
+        token, at = token + count, end
+    return last_boxed(turns)
 
 
 def _truth(row: Row) -> str:

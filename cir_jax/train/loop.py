@@ -382,7 +382,7 @@ def reinforce(
 def write_samples(
     run: Run, step: int, new: Experience, advantages: list[np.ndarray], max_calls: int
 ) -> None:
-    """A few trajectories of a step, spread over its problems. advantages: of those of new.groups."""
+    """A few trajectories of a step, spread over its problems. advantages: of new.groups' rows."""
     trained = [t for group in new.groups for t in group]
     of_trained = {id(t): a for t, a in zip(trained, advantages, strict=True)}
     count = min(run.cfg.samples_per_log, len(new.trajectories))

@@ -475,7 +475,7 @@ function browse(index, chunks) {
       ["task", taskOf(i)],
       ["problem", problemOf(i)],
       ["right answer", whole.truth],
-      ["answer", whole.answer === undefined ? null : (whole.answer ?? "none")],
+      ["answer", whole.answer ?? "none"],
       ["verdict", names.reason[table.reason[i]]],
       ["reward", number(table.reward[i])],
       ["advantage", table.reward[i] === null ? null : (number(table.advantage[i]) ?? "not trained on")],
