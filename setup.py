@@ -32,7 +32,9 @@ setup(
     extras_require={
         # Compiles for TPU slices without one; a version's memory figures differ, hence exact.
         "tpu": ["libtpu==0.0.51"],
-        "figures": ["matplotlib>=3.10"],  # what `ablate` draws
+        "figures": ["matplotlib>=3.10"],  # what `ablate`, `eval` and `report` draw
+        "tensorboard": ["tensorboardX>=2.6.5"],  # writes event files without TensorFlow or torch
+        "wandb": ["wandb>=0.31"],  # Weights & Biases' client, which works offline, too
         "test": [
             "matplotlib>=3.10",  # as the extra `figures`
             "pytest>=9",
@@ -40,6 +42,8 @@ setup(
             "hypothesis>=6",  # random token streams
             "beartype>=0.20",  # checks the shapes in signatures
             "pebble>=5",  # the pool that `bench sandbox` is compared with
+            "tensorboardX>=2.6.5",  # as the extra `tensorboard`
+            "selenium>=4.40",  # drives the browser that reports are tested in
             "ruff==0.17.6",  # style; its formatting changes between versions
             "safetensors>=0.8",  # the reference reader and writer of the weights' format
             "torch==2.13.0",  # the reference implementation that parity tests compare with

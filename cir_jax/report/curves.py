@@ -211,7 +211,7 @@ def _line(axes, curve: Curve, colour: str, dash, is_step: bool) -> None:
 
 def _mark_raises(axes, sources: Sequence[Source]) -> None:
     marks = [raises(source.of_kind("rl")) for source in sources]
-    are_equal = len({tuple(m) for m in marks if m}) == 1
+    are_equal = len({tuple(own) for own, s in zip(marks, sources, strict=True) if s.lines}) == 1
     for n, own in enumerate(marks):
         for step, budget in own:
             colour = svg.INK if are_equal else svg.SERIES[n % svg.NUM]

@@ -10,6 +10,7 @@ from cir_jax import config as configs
 from cir_jax.config import ConfigError
 from cir_jax.evals.samples import DESCRIPTION, PARTS
 from cir_jax.metrics import METRICS, SAMPLES, TIMINGS
+from cir_jax.sinks import WANDB_ID
 
 SANDBOX_FILE = "sandbox.json"
 # What `cir-jax ablate` leaves beside its runs, STRATEGY/SEED.
@@ -119,7 +120,7 @@ def _read(path: Path, name: str) -> Source:
     about = {
         file.name: _object(file)
         for file in sorted(path.glob("*.json"))
-        if file.name != configs.CONFIG_FILE
+        if file.name not in (configs.CONFIG_FILE, WANDB_ID)
     }
     lines = list(_lines(path / METRICS, ("kind", "step")))
     timings = list(_lines(path / TIMINGS, ("kind", "step")))

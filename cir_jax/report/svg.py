@@ -40,6 +40,8 @@ def style() -> Iterator[None]:
         "axes.spines.left": False,
         "axes.formatter.useoffset": False,
         "figure.facecolor": "none",
+        "legend.edgecolor": GRID,
+        "legend.facecolor": "#ffffff",
         "grid.color": GRID,
         "grid.linewidth": 0.6,
         "text.color": INK,

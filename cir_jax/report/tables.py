@@ -71,7 +71,7 @@ def card(source: Source) -> Card:
     if steps:
         figures.append(("RL steps", f"{steps[-1]['step']} of {config['rl']['steps']}"))
         figures.append(("last reward", f"{steps[-1]['reward']:.3f}"))
-        figures.append(("last step's use of code", percent(steps[-1]["code_share"])))
+        figures.append(("use of code", percent(steps[-1]["code_share"])))
     if source.kind == "evaluation":
         correct = [row["score"] > 0 for row in source.samples]
         figures.append(("samples", str(len(correct))))

@@ -7,7 +7,7 @@ The table is one array per column, what lists and filters need. The whole of a t
 | text | prompt, model and tool text, in one |
 | spans | author (0 prompt, 1 model, 2 tool) and number of tokens of each stretch of one author |
 | sizes | how many UTF-16 units of the text each token is: JavaScript's strings are made of them |
-| logp | of each of the model's tokens, thousandths, as a positive number |
+| logp | of each of the model's tokens, thousandths, as a positive number; None if not finite |
 | advantages | of each token, where they differ, else absent |
 | calls | code, status, stdout and error of each program |
 | question, truth, answer | of the problem; and what the response gives, None if it gives none |
@@ -18,6 +18,7 @@ completes it. Decoding is done here, from the run's tokenizer: files of runs kee
 
 import codecs
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -78,7 +79,11 @@ def whole(row: Row, token_bytes: Sequence[bytes]) -> dict[str, Any]:
     if not token_bytes:
         text, sizes = row.get("text", "".join(s["text"] for s in row.get("spans", ()))), []
     authors = itertools.chain.from_iterable([who] * count for who, count in spans)
-    logp = [round(-1000 * x) for x, who in zip(row["logp"], authors, strict=True) if who == 1]
+    logp = [
+        round(-1000 * x) if math.isfinite(x) else None
+        for x, who in zip(row["logp"], authors, strict=True)
+        if who == 1
+    ]
     found = {
         "text": text,
         "spans": spans,

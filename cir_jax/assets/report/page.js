@@ -111,7 +111,8 @@ function tokensOf(whole) {
     for (let n = 0; n < count; n += 1, position += 1) {
       const size = whole.sizes[position];
       const token = { author, position, start: at, end: at + size };
-      if (author === 1) token.logp = -whole.logp[sampled++] / 1000;
+      const logp = author === 1 ? whole.logp[sampled++] : null;
+      if (logp !== null) token.logp = -logp / 1000;
       if (whole.advantages) token.advantage = whole.advantages[position];
       at += size;
       tokens.push(token);
@@ -158,6 +159,13 @@ function callTitle(call, n) {
   return element("header", {}, element("span", {}, `program ${n + 1}`), element("span", { class: call[1] === "ok" ? "good" : "bad" }, status));
 }
 
+// Without the line ends around it: blocks stand apart as it is.
+function trimmed(text, start, end) {
+  while (start < end && text[start] === "\n") start += 1;
+  while (end > start && text[end - 1] === "\n") end -= 1;
+  return [start, end];
+}
+
 // What the model wrote between two outputs: prose, and programs apart.
 function modelBlocks(view, start, end, isCall, state) {
   const text = view.whole.text.slice(start, end);
@@ -165,7 +173,8 @@ function modelBlocks(view, start, end, isCall, state) {
   const made = [];
   let at = start;
   const prose = (until) => {
-    if (view.whole.text.slice(at, until).length) made.push(element("div", { class: "prose" }, ...spanned(view, at, until)));
+    const [from, to] = trimmed(view.whole.text, at, until);
+    if (from < to) made.push(element("div", { class: "prose" }, ...spanned(view, from, to)));
     at = until;
   };
   blocks.forEach((block, n) => {
@@ -182,7 +191,8 @@ function modelBlocks(view, start, end, isCall, state) {
 
 function toolBlock(view, start, end, state) {
   const call = view.whole.calls[state.call];
-  const block = element("div", { class: "block tool" }, element("header", {}, `output of program ${state.call + 1}`), ...spanned(view, start, end));
+  const [from, to] = trimmed(view.whole.text, start, end);
+  const block = element("div", { class: "block tool" }, element("header", {}, `output of program ${state.call + 1}`), ...spanned(view, from, to));
   const put = view.whole.text.slice(start, end);
   for (const [name, text] of call ? [["printed", call[2]], ["error", call[3]]] : []) {
     if (text.trim() && !put.includes(text.trim())) {
@@ -397,7 +407,7 @@ function browse(index, chunks) {
     if (table.step[i] !== null) facts.push(element("span", {}, `step ${table.step[i]}`));
     if (names.setting[table.setting[i]]) facts.push(element("span", {}, visible(names.setting[table.setting[i]])));
     facts.push(element("span", {}, table.calls[i] ? `${table.calls[i]} program${table.calls[i] > 1 ? "s" : ""}${table.failed[i] ? `, ${table.failed[i]} failed` : ""}` : "no program"));
-    if (table.advantage[i] !== null) facts.push(element("span", {}, `A ${number(table.advantage[i], 2)}`));
+    if (table.advantage[i] !== null) facts.push(element("span", {}, `adv. ${number(table.advantage[i], 2)}`));
     return element(
       "li",
       { role: "option", id: `row-${i}`, "data-place": place, "aria-posinset": place + 1, "aria-setsize": shown.length, "aria-selected": place === active ? "true" : "false" },
@@ -515,7 +525,8 @@ function browse(index, chunks) {
     tip.hide();
 
     const compare = element("select", { id: "beside" }, element("option", { value: "" }, rivals.length ? "nothing" : "no other on this problem"));
-    for (const [n, name] of runs.entries()) {
+    const last = table.run[i];
+    for (const [n, name] of [...runs.entries()].sort((a, b) => (a[0] === last) - (b[0] === last))) {
       const own = rivals.filter((j) => table.run[j] === n);
       if (own.length) compare.append(element("optgroup", { label: visible(name) }, ...own.map((j) => element("option", { value: j }, `${correct(j) ? "✓" : "✗"} ${visible(titleOf(j))}`))));
     }
