@@ -208,6 +208,8 @@ def _at(tree: Any, key: str) -> Any:
 def _last(sources: Sequence[Source]) -> Table:
     """Every metric of the last RL step."""
     last = {s.name: rows[-1] for s in sources if (rows := s.of_kind("rl"))}
-    keys = dict.fromkeys(key for row in last.values() for key in row if key != "kind")
+    keys = dict.fromkeys(
+        key for row in last.values() for key, value in row.items() if isinstance(value, int | float)
+    )
     rows = [[key, *(short(row.get(key, "")) for row in last.values())] for key in keys]
     return Table("All metrics of the last step", ["metric", *last], rows)

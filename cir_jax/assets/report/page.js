@@ -510,7 +510,7 @@ function browse(index, chunks) {
   const others = (i) => ofProblem.get(table.problem[i]).filter((j) => j !== i).sort((a, b) => (table.run[a] === table.run[i]) - (table.run[b] === table.run[i]) || a - b);
 
   let current = -1;
-  let beside = "";
+  let beside = null;
   let isShaded = true;
   const detail = $("detail");
 
@@ -519,7 +519,8 @@ function browse(index, chunks) {
     const whole = await wholeOf(i);
     if (current !== i) return;
     const rivals = others(i);
-    const partner = rivals.find((j) => String(j) === beside) ?? (beside === "auto" || beside !== "" ? rivals[0] : undefined);
+    // On another problem, the run that was chosen stays.
+    const partner = beside === null ? undefined : (rivals.find((j) => j === beside) ?? rivals.find((j) => table.run[j] === table.run[beside]) ?? rivals[0]);
     const second = partner === undefined ? null : await wholeOf(partner);
     if (current !== i) return;
     tip.hide();
@@ -533,7 +534,7 @@ function browse(index, chunks) {
     compare.disabled = !rivals.length;
     compare.value = partner === undefined ? "" : String(partner);
     compare.addEventListener("change", async () => {
-      beside = compare.value;
+      beside = compare.value === "" ? null : Number(compare.value);
       await open(i);
       $("beside").focus();
     });
