@@ -1,5 +1,6 @@
 """Run directories written as training writes them, without training."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from models_table import TINY_RUN
 
 from cir_jax import config as configs
+from cir_jax.evals.samples import DESCRIPTION, Fork, Parts, Setting, sample_of
 from cir_jax.metrics import MetricsWriter, Outcome
 from cir_jax.records import Author, Call, ExecResult, Problem, Score, Trajectory
 from cir_jax.tokenizer import Tokenizer
@@ -69,6 +71,31 @@ def write_run(
             write_response(writer, tokenizer, step, n // samples, n % samples, budget)
     writer.write("eval", steps, {"stage": "after RL"} | figures | {"accuracy": 0.75}, {})
     return run_dir
+
+
+def write_evaluation(folder: Path, tokenizer: Tokenizer, forks: bool = True) -> Path:
+    """Two samples of each of three problems, with tools, and forks of the first of each."""
+    parts, samples = Parts(folder), []
+    setting = Setting("code", 2)
+    for p, task in enumerate(TASKS):
+        problem = Problem(f"{task}/eval/{p}", task, f"What is {p} and {p}?", str(2 * p), "math")
+        call = Call("print(1)", ExecResult("ok", str(2 * p)), 4)
+        for n in range(2):
+            said = parts_of(problem.question, f"print({p} * 2)", str(2 * p), str(2 * p + n))
+            t = trajectory(tokenizer, problem, n, said, (call,))
+            score = Score(-1.0, "wrong") if n else Score(1.0, "correct")
+            keep = functools.partial(
+                sample_of, t, score, tokenizer, index=p, setting=setting, vote=n
+            )
+            samples.append(keep())
+            if forks and n == 0:
+                samples += [keep(fork=Fork(0, 0, branch)) for branch in ("on", "off", "corrupted")]
+    parts.write(0, samples)
+    parts.merge(1)
+    config = configs.to_tree(tiny(folder))
+    about = {"model": "quickstart/001", "stage": "after RL", "asked": {"config": config}}
+    (folder / DESCRIPTION).write_text(json.dumps(about))
+    return folder
 
 
 def write_response(writer, tokenizer, step: int, group: int, sample: int, budget: int) -> None:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from models_table import TOKENIZER
-from runs_on_file import write_run
+from runs_on_file import write_evaluation, write_run
 
 from cir_jax import cli
 from cir_jax import config as configs
@@ -135,6 +135,29 @@ def test_an_ablation_stands_for_its_runs(tmp_path, tokenizer):
     material = gather([tmp_path])
     assert [source.name for source in material.sources] == ["all_on/0", "kl/0"]
     assert material.tables == {str(tmp_path): [["off", "seeds"], ["nothing", "0"]]}
+
+
+def test_a_run_brings_the_evaluations_in_it(tmp_path, tokenizer):
+    run = write_run(tmp_path / "run", tokenizer, steps=3)
+    evaluation = write_evaluation(run / "evals/cir-1", tokenizer)
+    material = gather([run, evaluation])
+    assert [source.kind for source in material.sources] == ["run", "evaluation"]
+    of_evaluation = material.sources[1]
+    assert len(of_evaluation.samples) == 15
+    rows = [trajectories.listed(row, 1) for row in of_evaluation.samples]
+    assert {row["setting"] for row in rows} >= {"code", "code, call 1 off"}
+    found = trajectories.whole(of_evaluation.samples[0], tokenizer.token_bytes)
+    assert found["answer"] == of_evaluation.samples[0]["answer"] == found["truth"]
+    assert found["text"] == "".join(s["text"] for s in of_evaluation.samples[0]["spans"])
+    shown = page.analyses_of(material.sources)
+    assert all(len(row) == len(s.table.columns) for s in shown for row in s.table.rows)
+    titles = [s.table.title for s in shown]
+    assert "Learning curve" in titles and len(titles) == len(set(titles)) > 3
+    assert any(s.picture.startswith("<svg") for s in shown)
+    (card,) = [tables.card(source) for source in material.sources[1:]]
+    assert {("correct", "50.0 %"), ("counterfactual samples", "9")} <= set(card.figures)
+    html, notes = page.render(material, most=100)
+    assert notes == [] and "quickstart/001, after RL" in html
 
 
 def test_names_tell_directories_apart(tmp_path):

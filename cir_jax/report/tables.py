@@ -73,10 +73,12 @@ def card(source: Source) -> Card:
         figures.append(("last reward", f"{steps[-1]['reward']:.3f}"))
         figures.append(("use of code", percent(steps[-1]["code_share"])))
     if source.kind == "evaluation":
-        correct = [row["score"] > 0 for row in source.samples]
+        correct = [row["score"] > 0 for row in source.samples if not row.get("fork")]
         figures.append(("samples", str(len(correct))))
         if correct:
             figures.append(("correct", percent(sum(correct) / len(correct))))
+        if forks := len(source.samples) - len(correct):
+            figures.append(("counterfactual samples", str(forks)))
     files = {configs.CONFIG_FILE: config} | source.about
     return Card(
         source.name,

@@ -103,7 +103,7 @@ function shadeOf(chance) {
   return CHANCE.filter((bound) => chance < bound).length;
 }
 
-// Tokens with what is known of each; without a tokenizer there are none.
+// Tokens with what is known of each.
 function tokensOf(whole) {
   const tokens = [];
   let at = 0, position = 0, sampled = 0;
@@ -123,7 +123,6 @@ function tokensOf(whole) {
 
 // Stretches of one author: [author, start, end] in the text.
 function stretchesOf(whole, tokens) {
-  if (!tokens.length) return [[1, 0, whole.text.length]];
   const found = [];
   let n = 0;
   for (const [author, count] of whole.spans) {
@@ -136,7 +135,6 @@ function stretchesOf(whole, tokens) {
 // A stretch of the text as elements, one for each token or part of one.
 function spanned(view, start, end) {
   const { whole, tokens } = view;
-  if (!tokens.length) return [visible(whole.text.slice(start, end))];
   const made = [];
   let n = view.next;
   while (n < tokens.length && tokens[n].end <= start && tokens[n].start < start) n += 1;
@@ -203,33 +201,36 @@ function toolBlock(view, start, end, state) {
   return block;
 }
 
-// For a trajectory whose tokens are not known: programs and outputs as they are on record.
-function looseCalls(whole) {
-  return whole.calls.flatMap((call, n) => [
+// Without a tokenizer: the text as it is on record, then programs and outputs.
+function blocksWithoutTokens(whole) {
+  return [element("div", { class: "prose" }, visible(whole.text))].concat(whole.calls.flatMap((call, n) => [
     element("div", { class: "block code" }, callTitle(call, n), visible(call[0])),
     element("div", { class: "block tool" }, element("header", {}, `output of program ${n + 1}`), visible(call[2] || call[3])),
-  ]);
+  ]));
 }
 
-function textOf(view) {
+function blocksOf(view) {
   const { whole, tokens } = view;
   const stretches = stretchesOf(whole, tokens);
   const state = { call: 0 };
   const blocks = [];
-  view.next = 0;
   stretches.forEach(([author, start, end], n) => {
     if (author === 0) {
-      const prompt = element("details", {}, element("summary", {}, `prompt, ${whole.spans[n]?.[1] ?? ""} tokens`), ...spanned(view, start, end));
+      const prompt = element("details", {}, element("summary", {}, `prompt, ${whole.spans[n][1]} tokens`), ...spanned(view, start, end));
       blocks.push(element("div", { class: "block prompt" }, prompt));
     } else if (author === 2) {
       blocks.push(toolBlock(view, start, end, state));
     } else {
       const isLast = n === stretches.length - 1;
-      const isCall = (!isLast && stretches[n + 1][0] === 2) || (isLast && state.call < whole.calls.length);
+      const isCall = isLast ? state.call < whole.calls.length : stretches[n + 1][0] === 2;
       blocks.push(...modelBlocks(view, start, end, isCall, state));
     }
   });
-  if (!tokens.length) blocks.push(...looseCalls(whole));
+  return blocks;
+}
+
+function textOf(view) {
+  const blocks = view.tokens.length ? blocksOf(view) : blocksWithoutTokens(view.whole);
   return element("div", { class: "text", tabindex: "0", role: "group", "aria-label": "Text of the trajectory; arrow keys go from token to token" }, ...blocks);
 }
 
