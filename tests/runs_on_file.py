@@ -65,7 +65,7 @@ def write_run(
     writer.write("eval", 0, {"stage": "before RL"} | figures, {"wall_s": 1.0})
     for step in range(1, steps + 1):
         budget = 1 if step < 3 else 2
-        row = {"reward": step / 10, "max_calls": budget, "code_share": 0.5, "entropy": 1 / step}
+        row = {"reward": step / 10, "max_calls": budget, "entropy": 1 / step} | figures
         writer.write("rl", step, row, {"rollout_s": 1.0, "update_s": 2.0})
         for n in range(groups * samples):
             write_response(writer, tokenizer, step, n // samples, n % samples, budget)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -73,13 +74,20 @@ def test_a_trajectory_has_what_training_made_of_it(run, tokenizer):
     assert listed["tokens"] == sum(count for who, count in found["spans"] if who)
 
 
-def test_without_its_tokenizer_a_run_is_shown_as_text(run):
+def test_without_its_tokenizer_a_run_is_shown_as_text(tmp_path, run):
     (source,) = gather([run]).sources
     config = source.config | {"tokenizer": "/nowhere"}
     lost = Source(**{**vars(source), "config": config})
     html, notes = page.render(Material([lost], {}), most=100)
     assert any("text without tokens, tokenizer='/nowhere'" in note for note in notes)
     assert trajectories.whole(source.samples[0], ())["text"] == source.samples[0]["text"]
+    # Lines that an analysis cannot use cost that analysis alone.
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    lines = [{k: v for k, v in row.items() if k != "accuracy"} for row in source.lines]
+    (other / METRICS).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    shown, left_out = page.analyses_of(gather([other]).sources)
+    assert shown and left_out == ["analysis learning_curve left out: KeyError('accuracy')"]
 
 
 def test_samples_are_spread_over_runs_and_steps():
@@ -149,7 +157,8 @@ def test_a_run_brings_the_evaluations_in_it(tmp_path, tokenizer):
     found = trajectories.whole(of_evaluation.samples[0], tokenizer.token_bytes)
     assert found["answer"] == of_evaluation.samples[0]["answer"] == found["truth"]
     assert found["text"] == "".join(s["text"] for s in of_evaluation.samples[0]["spans"])
-    shown = page.analyses_of(material.sources)
+    shown, left_out = page.analyses_of(material.sources)
+    assert left_out == []
     assert all(len(row) == len(s.table.columns) for s in shown for row in s.table.rows)
     titles = [s.table.title for s in shown]
     assert "Learning curve" in titles and len(titles) == len(set(titles)) > 3

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cir_jax import config as configs
-from cir_jax.analyses import ANALYSES, load
+from cir_jax.analyses import ANALYSES, Analysis, load
 from cir_jax.analyses.analysis import cell_text
 from cir_jax.config import ConfigError
 from cir_jax.report import curves, svg, tables, trajectories
@@ -30,11 +30,8 @@ def render(material: Material, *, most: int) -> tuple[str, list[str]]:
     drawn = curves.draw_all(sources)
     rows = trajectories.chosen(sources, most)
     found, notes = _token_bytes(sources)
-    analyses = []
-    try:
-        analyses = analyses_of(sources)
-    except (ConfigError, OSError, ValueError) as error:
-        notes.append(f"analyses left out: {error}")
+    analyses, left_out = analyses_of(sources)
+    notes += left_out
     total = sum(len(source.samples) for source in sources)
     if len(rows) < total:
         notes.append(f"{len(rows)} of {total} trajectories, evenly spread (--trajectories)")
@@ -77,26 +74,39 @@ class Shown(NamedTuple):
     picture: str
 
 
-def analyses_of(sources: Sequence[Source]) -> list[Shown]:
-    """All that have something to say of these directories."""
-    saved = load([source.directory for source in sources])
+# What files of a run that was stopped, or of other versions, come to: they cost an analysis, not
+# the report.
+_UNREADABLE = (ConfigError, OSError, ValueError, KeyError)
+
+
+def analyses_of(sources: Sequence[Source]) -> tuple[list[Shown], list[str]]:
+    """All that have something to say of these directories, and notes on those that fail."""
+    try:
+        saved = load([source.directory for source in sources])
+    except _UNREADABLE as error:
+        return [], [f"analyses left out: {error!r}"]
     # A run brings the evaluations in it, which are among the sources too.
     saved = list({one.folder.resolve(): one for one in saved}.values())
-    found = []
-    for analyse in ANALYSES.values():
-        analysis = analyse(saved)
-        if analysis is None:
-            continue
-        picture = ""
-        if analysis.figure is not None:
-            with svg.style():
-                figure = analysis.figure()
-                figure.set_size_inches(_FIGURE)
-                picture, _ = svg.render(figure, analysis.title)
-        rows = [[cell_text(cell) for cell in row] for row in analysis.rows]
-        table = tables.Table(analysis.title, list(analysis.columns), rows, analysis.note)
-        found.append(Shown(table, picture))
-    return found
+    found, notes = [], []
+    for name, analyse in ANALYSES.items():
+        try:
+            analysis = analyse(saved)
+            if analysis is not None:
+                found.append(_shown(analysis))
+        except _UNREADABLE as error:
+            notes.append(f"analysis {name} left out: {error!r}")
+    return found, notes
+
+
+def _shown(analysis: Analysis) -> Shown:
+    picture = ""
+    if analysis.figure is not None:
+        with svg.style():
+            figure = analysis.figure()
+            figure.set_size_inches(_FIGURE)
+            picture, _ = svg.render(figure, analysis.title)
+    rows = [[cell_text(cell) for cell in row] for row in analysis.rows]
+    return Shown(tables.Table(analysis.title, list(analysis.columns), rows, analysis.note), picture)
 
 
 def pack(value: Any) -> str:
