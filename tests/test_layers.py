@@ -131,7 +131,7 @@ def imported_by(statement):
     "modules",
     [
         "config, records, cli",
-        "analyses",
+        "analyses, report.page",
         "sandbox.pool, sandbox.zygote",
         "reward.score, reward.worker",
     ],

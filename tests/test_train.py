@@ -75,6 +75,10 @@ def test_run_leaves_what_the_readme_says(first):
     assert len(samples) == 2 * 2
     for sample in samples:
         assert len(sample["ids"]) == len(sample["author"]) == len(sample["logp"])
+        # Without shaping; all of a step's four groups are trained on.
+        assert sample["reward"] == sample["score"] and 0 <= sample["group"] < 4
+        assert isinstance(sample["advantage"], float) and sample["advantages"] is None
+        assert sample["max_calls"] == 1 and sample["task"] == sample["problem_id"].split("/")[0]
     rl = [r for r in lines if r["kind"] == "rl"]
     assert all(r["sampler_mismatch_max"] == 0.0 and r["skipped"] == 0.0 for r in rl)
 
