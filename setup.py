@@ -34,8 +34,10 @@ setup(
     extras_require={
         # Compiles for TPU slices without one; a version's memory figures differ, hence exact.
         "tpu": ["libtpu==0.0.51"],
-        "figures": ["matplotlib>=3.10"],  # what `ablate` draws
+        "figures": ["matplotlib>=3.10"],  # what `ablate`, `eval` and `report` draw
         "gcs": ["gcsfs>=2025.1"],  # checkpoints in Google's buckets
+        "tensorboard": ["tensorboardX>=2.6.5"],  # writes event files without TensorFlow or torch
+        "wandb": ["wandb>=0.31"],  # Weights & Biases' client, which works offline, too
         "test": [
             "matplotlib>=3.10",  # as the extra `figures`
             "pytest>=9",
@@ -45,6 +47,8 @@ setup(
             "gcsfs>=2025.1",  # as the extra `gcs`
             "gcp-storage-emulator>=2024.8",  # a bucket on this machine
             "pebble>=5",  # the pool that `bench sandbox` is compared with
+            "tensorboardX>=2.6.5",  # as the extra `tensorboard`
+            "selenium>=4.40",  # drives the browser that reports are tested in
             "ruff==0.17.6",  # style; its formatting changes between versions
             "safetensors>=0.8",  # the reference reader and writer of the weights' format
             "torch==2.13.0",  # the reference implementation that parity tests compare with

@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cir_jax import config as configs
@@ -18,10 +17,11 @@ from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
 from cir_jax.drill import command as drill_command
-from cir_jax.exits import RunError
+from cir_jax.evaluation import command as evaluation_command
 from cir_jax.parity import command as parity_command
+from cir_jax.report import command as report_command
 from cir_jax.sandbox.errors import SandboxError
-from cir_jax.train.stopping import Interrupted, is_agreed
+from cir_jax.train.stopping import Interrupted, exit_code
 from cir_jax.verl import command as verl_command
 
 EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED
@@ -54,25 +54,12 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         return args.run(args)
     except BaseException as error:
-        if (code := _exit_code(error)) is None:
+        if (code := exit_code(error)) is None:
             raise
         said = {Interrupted: "stopped; the state is saved: resume=true goes on"}
         said[KeyboardInterrupt] = "interrupted"
         print(f"cir-jax: {said.get(type(error), error)}", file=sys.stderr)
         return code
-
-
-def _exit_code(error: BaseException) -> int | None:
-    """After an error that its user can do something about; None after another."""
-    if isinstance(error, ConfigError | SandboxError):
-        return EXIT_CONFIG
-    if isinstance(error, Interrupted):
-        return 128 + error.signum
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    if isinstance(error, OSError):
-        error = exits.storage_error(error)
-    return error.code if isinstance(error, RunError) else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,18 +95,11 @@ def _parser() -> argparse.ArgumentParser:
 
     collect_command.add(commands)
 
-    evaluate = commands.add_parser(
-        "eval",
-        help="evaluate a run's newest checkpoint on the held-out problems",
-        description="Evaluates the newest checkpoint of RUN_DIR and prints its table row.",
-    )
-    evaluate.add_argument("run_dir", metavar="RUN_DIR", type=Path)
-    add_overrides(evaluate)
-    evaluate.set_defaults(run=_eval)
-
+    evaluation_command.add(commands)
     ablation_command.add(commands)
     diff_runs.add(commands)
     drill_command.add(commands)
+    report_command.add(commands)
     chat_command.add(commands)
 
     importer = commands.add_parser(
@@ -264,10 +244,11 @@ def _sft(args: argparse.Namespace) -> int:
 
 def _run_phases(cfg: Config) -> int:
     from cir_jax import hosts
+    from cir_jax.train import preflight
     from cir_jax.train.display import Display
     from cir_jax.train.loop import train
 
-    with _with_others(cfg):
+    with preflight.with_others(cfg):
         try:
             run_dir = train(cfg, Display(quiet=not hosts.is_first()))
         except OSError as error:
@@ -276,26 +257,6 @@ def _run_phases(cfg: Config) -> int:
             raise known from error
         if hosts.is_first():
             print(run_dir)
-    return 0
-
-
-def _with_others(cfg: Config) -> AbstractContextManager[None]:
-    """With the other processes of the run, if there are any (hosts.py)."""
-    from cir_jax import hosts
-    from cir_jax.train import preflight
-
-    return hosts.joined(cfg.hosts, lambda: preflight.facts(cfg), _exit_code, is_agreed)
-
-
-def _eval(args: argparse.Namespace) -> int:
-    cfg = configs.override(configs.load_run(args.run_dir), args.overrides)
-    sources.check(cfg.data)
-    from cir_jax import hosts
-    from cir_jax.train.display import Display
-    from cir_jax.train.loop import evaluate_run
-
-    with _with_others(cfg):
-        evaluate_run(cfg, args.run_dir, Display(quiet=not hosts.is_first()))
     return 0
 
 

@@ -22,6 +22,8 @@ they differ in config, code, data or versions; 130 that any got Ctrl-C, 143 that
 
 What is asked of several processes has to be asked by all of them, in the same order: nothing here,
 and no computation on the mesh, may stand under a condition that is not equal everywhere.
+
+jax is imported when there are others: the command line knows of this module, too.
 """
 
 import contextlib
@@ -35,10 +37,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax._src import clusters
-from jax.experimental import multihost_utils
 
 from cir_jax.config import ConfigError, HostsConfig
 from cir_jax.peers import ADDRESS, BIND, COUNT, INDEX, VARIABLES, Limits, Peers, check_equal
@@ -129,6 +128,8 @@ def _detect(address: str) -> Place | None:
     """On TPUs; address: instead of the detected one."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return None
+    from jax._src import clusters
+
     for cluster in clusters.ClusterEnv._cluster_types:
         if cluster.name in _TPU_CLUSTERS and cluster.is_env_present():
             if (num := cluster.get_process_count()) == 1:
@@ -166,6 +167,8 @@ def joined(
     if place is None:
         yield
         return
+    import jax
+
     logging.basicConfig(format=f"process {place.index}: %(levelname)s: %(message)s")
     host, port = place.address.rsplit(":", 1)
     host = host.strip("[]")
@@ -234,7 +237,7 @@ def guarded() -> Iterator[None]:
     except BaseException as error:
         if _peers is None or _is_agreed(error):
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if type(error).__name__ == "JaxRuntimeError":  # jax may not be imported yet
             time.sleep(_BLAME_S)
         code, text = _code_of(error), str(error)
         if code is None:
@@ -283,6 +286,9 @@ def gather(value: Any) -> list[Any]:
     """
     if _peers is None:
         return [value]
+    import jax
+    from jax.experimental import multihost_utils
+
     # A process's number among its devices' owners need not be that in the environment.
     data = pickle.dumps((jax.process_index(), value), protocol=5)
     longest = max(exchange("gathering", len(data)))

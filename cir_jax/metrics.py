@@ -1,11 +1,13 @@
 """Files of a run that grow: metrics.jsonl, timings.jsonl, samples.jsonl.
 
 metrics.jsonl and samples.jsonl hold nothing that depends on the clock, so that two runs of one
-seed write the same bytes; timings.jsonl has a line beside each line of metrics.jsonl. Each line
-of metrics.jsonl ends with `chain`: a hash of the line and of the chain before it.
+seed write the same bytes; timings.jsonl has a line beside each line of metrics.jsonl, with the time
+it was written at. Each line of metrics.jsonl ends with `chain`: a hash of the line and of the chain
+before it.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,14 +19,30 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.records import Score, Trajectory
+from cir_jax.records import Author, Score, Trajectory
+from cir_jax.sinks import WRITTEN, Sink
 
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
 _FILES = (METRICS, TIMINGS, SAMPLES)
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a step made of a trajectory.
+
+    group: number of its problem among those of the step. max_calls: the step's budget. reward: the
+    score with what shaping adds. advantage: [T]; None if it was not trained on.
+    """
+
+    step: int
+    group: int
+    max_calls: int
+    reward: float
+    advantage: np.ndarray | None
+
+
 class MetricsWriter:
-    """Appends JSON lines to the files of a run directory.
+    """Appends JSON lines to the files of a run directory, and copies metrics to sinks.
 
     writes: False of all processes of a run but one.
     """
@@ -32,6 +50,22 @@ class MetricsWriter:
     def __init__(self, run_dir: Path, *, writes: bool = True):
         self._dir, self._writes = run_dir, writes
         self._chain: str | None = None
+        self._sinks: list[Sink] = []
+        self._num_lines = 0
+
+    def attach(self, sinks: Sequence[Sink]) -> None:
+        """Gives them the lines that there are, and from now on each new one."""
+        self._sinks = list(sinks)
+        if self._sinks and (self._dir / METRICS).exists():
+            pairs = zip(read(self._dir), read(self._dir, TIMINGS), strict=True)
+            for line, timings in pairs:
+                self._copy(line, timings)
+
+    def close(self) -> None:
+        """Ends the sinks."""
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
 
     def write(self, kind: str, step: int, metrics: dict[str, Any], timings: dict[str, float]):
         if not self._writes:
@@ -41,26 +75,54 @@ class MetricsWriter:
         if self._chain is None:
             self._chain = self._last_chain()
         self._chain = link(self._chain, line)
-        self._append(METRICS, line | {"chain": self._chain})
-        self._append(TIMINGS, head | {k: round(v, 4) for k, v in timings.items()})
+        line |= {"chain": self._chain}
+        beside = head | {k: round(v, 4) for k, v in timings.items()}
+        beside[WRITTEN] = round(time.time(), 1)
+        self._append(METRICS, line)
+        self._append(TIMINGS, beside)
+        self._copy(line, beside)
 
-    def write_sample(self, step: int, trajectory: Trajectory, score: Score, text: str) -> None:
-        """One trajectory: its text for people, its tokens with author and log-probability."""
+    def _copy(self, line: dict[str, Any], timings: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(self._num_lines, line, timings)
+        self._num_lines += 1
+
+    def write_sample(
+        self, trajectory: Trajectory, score: Score, outcome: Outcome, text: str
+    ) -> None:
+        """One trajectory: its text for people, its tokens with author and log-probability.
+
+        advantage: the mean over the model's tokens; advantages: of each token, if they differ.
+        """
         if not self._writes:
             return
         t = trajectory
+        mean, each = _advantage(t, outcome.advantage)
         self._append(
             SAMPLES,
             {
-                "step": step,
+                "step": outcome.step,
+                "group": outcome.group,
+                "task": t.problem.task,
                 "problem_id": t.problem.problem_id,
                 "sample": t.sample,
+                "max_calls": outcome.max_calls,
+                "question": t.problem.question,
                 "answer": t.problem.answer,
                 "score": score.value,
                 "reason": score.reason,
+                "reward": round(outcome.reward, 4),
+                "advantage": mean,
+                "advantages": each,
                 "stop_reason": t.stop_reason,
                 "calls": [
-                    {"code": c.code, "status": c.result.status, "stdout": c.result.stdout}
+                    {
+                        "code": c.code,
+                        "status": c.result.status,
+                        "stdout": c.result.stdout,
+                        "error": c.result.error,
+                        "tool_tokens": c.num_tool_tokens,
+                    }
                     for c in t.calls
                 ],
                 "text": text,
@@ -118,6 +180,17 @@ def broken_link(lines: Sequence[dict[str, Any]]) -> int | None:
         if line.get("chain") != chain:
             return i
     return None
+
+
+def _advantage(
+    trajectory: Trajectory, advantage: np.ndarray | None
+) -> tuple[float | None, list[float] | None]:
+    if advantage is None:
+        return None, None
+    each = [round(float(x), 4) for x in advantage]
+    own = [x for x, who in zip(each, trajectory.author, strict=True) if who == Author.MODEL]
+    mean = round(sum(own) / len(own), 4) if own else 0.0
+    return mean, each if len(set(own)) > 1 else None
 
 
 def read(run_dir: Path, name: str = METRICS) -> list[dict[str, Any]]:

@@ -101,6 +101,12 @@ class Trajectory:
         return len(self.ids) - self.num_prompt_tokens
 
 
+def author_spans(author: np.ndarray) -> list[tuple[Author, slice]]:
+    """Stretches of tokens of one author, in order. author: of each token."""
+    edges = np.flatnonzero(np.diff(author, prepend=-1, append=-1)).tolist()
+    return [(Author(author[a]), slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
     """A grader's verdict: value is +1 or -1; reason says why (counted in the metrics)."""

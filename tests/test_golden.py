@@ -146,7 +146,7 @@ def test_figures_are_those_of_training(mesh, recipe):
     before = learner._before(
         learn.Models(state, critic), [t for g in groups for t in g], [list(range(12))]
     )
-    _, figures = learner.learn(learn.Models(state, critic), groups, rewards, 0)
+    _, figures, advantages = learner.learn(learn.Models(state, critic), groups, rewards, 0)
 
     batch = batch_of(cfg, [t for g in groups for t in g], rewards.reshape(-1).tolist())
     arrays = dict(batch.arrays)
@@ -160,6 +160,10 @@ def test_figures_are_those_of_training(mesh, recipe):
     pairs |= {"vf_loss": "critic/loss"} if critic is not None else {}
     for ours, theirs in pairs.items():
         np.testing.assert_allclose(here[ours], [figures[theirs]], rtol=2e-5, atol=1e-6)
+    rows = [t for group in groups for t in group]
+    for row, ours, theirs in zip(rows, here["advantages"], advantages, strict=True):
+        R = row.num_response_tokens
+        np.testing.assert_allclose(ours[:R], theirs[-R:], rtol=2e-5, atol=1e-5)
 
 
 def cli_check(capsys, path, *argv):

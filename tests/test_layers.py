@@ -15,7 +15,7 @@ PACKAGE = ROOT / "cir_jax"
 
 BASE = {"config", "records", "metrics", "tokenizer", "mesh", "masked"}
 BASE |= {"workers", "starting", "channel", "prctl", "prompts", "exits", "watchdog"}
-BASE |= {"hosts", "peers"}
+BASE |= {"hosts", "peers", "sinks"}
 STAGES = {"data", "models", "sandbox", "reward", "rl"}
 # Layer (a folder, or a file of the package's top) -> layers it may import, besides its own.
 ALLOWED = (
@@ -23,7 +23,8 @@ ALLOWED = (
     | {
         "rollout": BASE | {"models", "sandbox"},
         "evals": BASE | {"models", "rollout", "reward", "data"},
-        "report": {"config", "records", "metrics"},
+        "analyses": {"config", "records", "metrics", "evals"},
+        "report": BASE | {"arguments", "reward", "evals", "analyses"},
         "train": BASE | STAGES | {"rollout", "evals"},
         "__init__": set(),
     }
@@ -39,11 +40,12 @@ ALLOWED = (
                 "collect",
                 "diff_runs",
                 "drill",
+                "evaluation",
                 "parity",
                 "verl",
             )
         ),
-        BASE | STAGES | {"rollout", "evals", "report", "train"} | set(top),
+        BASE | STAGES | {"rollout", "evals", "analyses", "report", "train"} | set(top),
     )
 )
 
@@ -130,7 +132,12 @@ def imported_by(statement):
 
 @pytest.mark.parametrize(
     "modules",
-    ["config, records, cli", "sandbox.pool, sandbox.zygote", "reward.score, reward.worker"],
+    [
+        "config, records, cli",
+        "analyses, report.page",
+        "sandbox.pool, sandbox.zygote",
+        "reward.score, reward.worker",
+    ],
 )
 def test_imports_without_jax(modules):
     names = ", ".join(f"cir_jax.{name.strip()}" for name in modules.split(","))

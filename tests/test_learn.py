@@ -83,7 +83,7 @@ def learnt(mesh, *overrides, steps=1):
     models = learn.Models(state, critic)
     lines = []
     for step in range(steps):
-        models, figures = learner.learn(models, *step_of(), step)
+        models, figures, _ = learner.learn(models, *step_of(), step)
         lines.append(figures)
     return jax.tree.map(np.asarray, models.policy.params), lines
 

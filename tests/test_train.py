@@ -17,8 +17,11 @@ from models_table import ONE_DEVICE_FLAGS, TINY_RUN
 
 from cir_jax import config as configs
 from cir_jax import metrics
+from cir_jax.analyses import ANALYSES, load
 from cir_jax.chat.source import find_source
-from cir_jax.evals import codestats
+from cir_jax.evals import codestats, samples
+from cir_jax.evaluation.model import find_model
+from cir_jax.evaluation.run import Request, evaluate
 from cir_jax.sandbox import packages, pool, store
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.sandbox.store import PROGRAMS
@@ -73,6 +76,10 @@ def test_run_leaves_what_the_readme_says(first):
     assert len(samples) == 2 * 2
     for sample in samples:
         assert len(sample["ids"]) == len(sample["author"]) == len(sample["logp"])
+        # Without shaping; all of a step's four groups are trained on.
+        assert sample["reward"] == sample["score"] and 0 <= sample["group"] < 4
+        assert isinstance(sample["advantage"], float) and sample["advantages"] is None
+        assert sample["max_calls"] == 1 and sample["task"] == sample["problem_id"].split("/")[0]
     rl = [r for r in lines if r["kind"] == "rl"]
     assert all(r["sampler_mismatch_max"] == 0.0 and r["skipped"] == 0.0 for r in rl)
 
@@ -240,10 +247,25 @@ def test_eight_devices_write_the_same_run(first, tmp_path, monkeypatch):
         assert a["ids"] == b["ids"] and a["author"] == b["author"]
 
 
-def test_eval_reproduces_the_last_row(first):
-    result = loop.evaluate_run(configs.load_run(first), first, Display())
+def test_eval_reproduces_the_last_row(first, tmp_path):
+    model = find_model(str(first), {}, [], [])
+    out = evaluate(model, Request(None, Path("."), "on"), tmp_path / "eval", Display())
+    found = samples.read(out)
+    stats = codestats.code_stats([s.trajectory() for s in found], [s.verdict() for s in found])
     last = [r for r in metrics.read(first) if r["kind"] == "eval"][-1]
-    assert {k: last[k] for k in result.summary} == result.summary
+    assert {k: last[k] for k in stats} == stats
+    assert json.loads((out / samples.DESCRIPTION).read_text())["stage"] == "after RL"
+
+
+def test_analyses_of_a_run(first):
+    """Its curve, and what the samples did that it has kept."""
+    (run,) = load([first])
+    made = {name: analyse([run]) for name, analyse in ANALYSES.items()}
+    assert [row[:4] for row in made["learning_curve"].rows] == [
+        (run.name, 1, 1, 2),
+    ]
+    assert made["code"] is not None and made["behaviours"] is not None
+    assert made["results"] is None and len(run.samples) == 2 * 2
 
 
 def test_chat_finds_the_newest_weights_of_a_run(first, tmp_path):

@@ -12,10 +12,10 @@ from cir_jax.collect.rejection import line
 from cir_jax.config import ConfigError, ModelConfig, ResultConfig
 from cir_jax.data import pipeline, sources
 from cir_jax.models import hf, qwen
-from cir_jax.records import Author, Problem, Score
+from cir_jax.records import Author, Problem, Score, author_spans
 from cir_jax.rl.batch import pack
 from cir_jax.rollout import decode
-from cir_jax.rollout.engine import Engine, author_spans
+from cir_jax.rollout.engine import Engine
 from cir_jax.rollout.sampling import Sampling
 from cir_jax.sandbox.pool import Sandbox
 from cir_jax.tokenizer import END_OF_TEXT, Tokenizer
@@ -310,7 +310,7 @@ def test_a_rollouts_tokens_come_back(tmp_path, shipped, sandbox):
         check_equal(sequence, trajectory)
 
     def is_canonical(t):
-        spans = author_spans(t)
+        spans = author_spans(t.author)
         texts = [(t.ids[at].tolist(), shipped.decode(t.ids[at])) for _, at in spans]
         return all(transcripts._encode(text, shipped) == ids for ids, text in texts)
 

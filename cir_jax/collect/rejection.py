@@ -18,8 +18,7 @@ from cir_jax.data import pipeline, sources, tasks
 from cir_jax.evals.suite import grade
 from cir_jax.metrics import reason_counts
 from cir_jax.models import qwen
-from cir_jax.records import Author, Call, Problem, Score, Trajectory
-from cir_jax.rollout.engine import author_spans
+from cir_jax.records import Author, Call, Problem, Score, Trajectory, author_spans
 from cir_jax.rollout.sampling import Sampling
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import Tokenizer
@@ -28,7 +27,8 @@ from cir_jax.train.loop import given_params
 from cir_jax.train.rollouts import Rollouts, open_rollouts
 
 # Keys that change no answer.
-_WHERE_AND_HOW = ("name", "run_dir", "resume", "samples_per_log", "sft", "rl", "eval", "checkpoint")
+_WHERE_AND_HOW = ("name", "run_dir", "resume", "samples_per_log", "sft", "rl", "eval")
+_WHERE_AND_HOW += ("checkpoint", "metrics")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def line(
 
 
 def _segments(trajectory: Trajectory) -> list[tuple[Author, list[int]]]:
-    spans = author_spans(trajectory)
+    spans = author_spans(trajectory.author)
     return [(who, trajectory.ids[at].tolist()) for who, at in spans if who != Author.PROMPT]
 
 
@@ -206,10 +206,7 @@ def _asked(cfg: Config, request: Request) -> dict[str, Any]:
     for key in _WHERE_AND_HOW:
         del tree[key]
     directory = configs.asset_dir(request.model)
-    if configs.holds_weights(directory):
-        files = sorted(f"{p.name}: {p.stat().st_size}" for p in directory.glob("*.safetensors*"))
-    else:
-        files = sorted(p.name for p in (directory / "checkpoints").glob("[0-9]*"))
+    files = configs.weights_in(directory)
     fields = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
     fields |= {"out": request.out.name, "model": str(directory.resolve()), "weights": files}
     return fields | {"config": tree}

@@ -20,10 +20,12 @@ from cir_jax.config.files import (
     save_run,
     to_tree,
     tree_differences,
+    weights_in,
     with_values,
 )
 from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.keys import describe, section_of
+from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
@@ -61,6 +63,7 @@ __all__ = [
     "HostsConfig",
     "LoRAConfig",
     "MeshConfig",
+    "MetricsConfig",
     "ModelConfig",
     "OptimConfig",
     "RewardConfig",
@@ -90,5 +93,6 @@ __all__ = [
     "section_of",
     "to_tree",
     "tree_differences",
+    "weights_in",
     "with_values",
 ]

@@ -170,6 +170,13 @@ def holds_weights(directory: Path) -> bool:
     return any(directory.glob("model.safetensors*"))
 
 
+def weights_in(directory: Path) -> list[str]:
+    """What tells the weights of a directory, or of a run, from others that it may hold later."""
+    if holds_weights(directory):
+        return sorted(f"{p.name}: {p.stat().st_size}" for p in directory.glob("*.safetensors*"))
+    return sorted(p.name for p in (directory / "checkpoints").glob("[0-9]*"))
+
+
 def _toml_error(error: tomllib.TOMLDecodeError, text: str) -> str:
     """The parser's message, which names a line by number if at all, with that line's text."""
     at = re.search(r"at line (\d+)", str(error))

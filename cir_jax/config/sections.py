@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from cir_jax.config.hosts import HostsConfig
+from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.model import ComputeConfig, ModelConfig
 from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfig
 
@@ -457,6 +458,7 @@ class Config(Section):
     hosts: HostsConfig = HostsConfig()
     gates: GatesConfig = GatesConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    metrics: MetricsConfig = MetricsConfig()
     ablate: dict[str, dict[str, Any]] = {}
     """Further keys of the run in which `cir-jax ablate` switches a strategy off, by its name."""
 

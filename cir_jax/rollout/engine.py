@@ -11,7 +11,14 @@ import numpy as np
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
 from cir_jax.prompts import prompt_ids
-from cir_jax.records import Author, ExecResult, Problem, StopReason, Trajectory
+from cir_jax.records import (
+    Author,
+    ExecResult,
+    Problem,
+    StopReason,
+    Trajectory,
+    author_spans,
+)
 from cir_jax.rollout import fence
 from cir_jax.rollout.playback import Playback, at_once
 from cir_jax.rollout.rows import Row
@@ -60,18 +67,23 @@ class Engine:
         problems: Sequence[Problem],
         *,
         samples: int,
-        max_calls: int,
+        max_calls: int | Sequence[int],
         sampling: Sampling | Sequence[Sampling],
         phase: str,
         step: int,
+        indices: Sequence[int] | None = None,
         prompts: Sequence[list[int]] | None = None,
+        begun: Sequence[int] | None = None,
         on_tokens: OnTokens | None = None,
     ) -> tuple[list[list[Trajectory]], RolloutStats]:
         """`samples` trajectories of each problem, [P][G].
 
         prompts: ids of each problem's prompt, if not those of the template with its question.
-        sampling: of all problems, or of each. Of several processes, which all are given the same
-        problems, each returns its own: an equal share, in order.
+        begun: how many of each one's last ids count as tokens of the response, whose limit is that
+        much nearer.
+        max_calls, sampling: of all problems, or of each. indices: the problems', where they are a
+        part of more; else from 0. Of several processes, which all are given the same problems, each
+        returns its own: an equal share, in order.
 
         A token depends on (seed, phase, step, index of the problem, sample, position) and the
         weights alone, and so does the seed of each program (sharing.py); wall-clock limits, where
@@ -80,13 +92,15 @@ class Engine:
         run then go on in the sandbox.
         """
         each = [sampling] * len(problems) if isinstance(sampling, Sampling) else list(sampling)
-        mine = _own_share(len(problems))
+        calls = [max_calls] * len(problems) if isinstance(max_calls, int) else list(max_calls)
+        mine = own_share(len(problems))
+        index = range(len(problems)) if indices is None else indices
         n = np.arange(len(problems) * samples)
-        keys = row_keys(self.seed, phase, step, n // samples, n % samples)
+        keys = row_keys(self.seed, phase, step, np.repeat(index, samples), n % samples)
         rows = []
         for p in mine:
             prompt = self.prompt_ids(problems[p], None if prompts is None else prompts[p])
-            limit, limited_by = self._limit(len(prompt))
+            limit, limited_by = self._limit(len(prompt) - (0 if begun is None else begun[p]))
             rows += [
                 Row(
                     index=i,
@@ -96,7 +110,7 @@ class Engine:
                     prompt_ids=prompt,
                     key=keys[i],
                     sampling=each[p],
-                    max_calls=max_calls,
+                    max_calls=calls[p],
                     limit=limit,
                     limited_by=limited_by,
                 )
@@ -106,7 +120,7 @@ class Engine:
         shared = Shared(self.sandbox)
 
         def submit(row: Row, code: str) -> Future[ExecResult]:
-            group = (self.seed, phase, step, row.group)
+            group = (self.seed, phase, step, index[row.group])
             return shared.submit(code, program_seed(code, group, (row.sample, len(row.calls))))
 
         done, stats = Schedule(self._setting(params, submit, on_tokens), rows).run()
@@ -143,7 +157,7 @@ class Engine:
                 limited_by=recorded[i].stop_reason,
                 recorded=recorded[i],
             )
-            for i in _own_share(len(recorded))
+            for i in own_share(len(recorded))
         ]
         with contextlib.ExitStack() as stack:
             answer = stack.enter_context(Playback()).submit if real_time else at_once
@@ -204,25 +218,16 @@ class Engine:
         return ids
 
 
-def _own_share(count: int) -> range:
+def own_share(count: int) -> range:
     """Of so many things, those that are this process's."""
     processes, index = jax.process_count(), jax.process_index()
     return range(count * index // processes, count * (index + 1) // processes)
-
-
-def author_spans(trajectory: Trajectory) -> list[tuple[Author, slice]]:
-    """Stretches of tokens of one author, in order."""
-    edges = np.flatnonzero(np.diff(trajectory.author, prepend=-1, append=-1))
-    return [
-        (Author(trajectory.author[a]), slice(a, b))
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
 
 
 def model_turns(trajectory: Trajectory, tokenizer: Tokenizer) -> list[str]:
     """The stretches of text that the model wrote, in order, without the token that ended it."""
     return [
         tokenizer.decode([i for i in trajectory.ids[at] if i not in tokenizer.end_ids])
-        for author, at in author_spans(trajectory)
+        for author, at in author_spans(trajectory.author)
         if author == Author.MODEL
     ]

@@ -85,8 +85,11 @@ class Learner:
         groups: Sequence[Sequence[Trajectory]],
         rewards_PG: Float[np.ndarray, "P G"],
         step: int,
-    ) -> tuple[Models, dict[str, float]]:
-        """One update per mini-batch; all that they are given is computed before the first."""
+    ) -> tuple[Models, dict[str, float], list[np.ndarray]]:
+        """One update per mini-batch; all that they are given is computed before the first.
+
+        Returns the models, metrics, and the advantages [T] of each row of the groups.
+        """
         policy, critic = models
         rl = self._cfg.rl
         rows = [t for group in groups for t in group]
@@ -135,7 +138,7 @@ class Learner:
             hosts.mark("between updates")
         figures |= metrics.mean(lines)
         figures |= {k: round(figures[k], n) for k, n in _DIGITS.items()}
-        return Models(policy, critic), figures
+        return Models(policy, critic), figures, advantages
 
     def _minibatches(self, shape: tuple[int, int], step: int) -> list[list[int]]:
         """The rows of each update, by their numbers, epoch by epoch; the groups stay whole."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cir_jax import config as configs
-from cir_jax import exits, hosts, metrics
+from cir_jax import exits, hosts, metrics, sinks
 from cir_jax import mesh as meshes
 from cir_jax.config import Config, ConfigError, ModelConfig
 from cir_jax.data import pipeline, sources
@@ -20,7 +20,7 @@ from cir_jax.evals.codestats import code_stats
 from cir_jax.evals.suite import Evaluation, evaluate
 from cir_jax.exits import RunError
 from cir_jax.models import hf, qwen
-from cir_jax.records import Problem, Score, Trajectory
+from cir_jax.records import Problem
 from cir_jax.reward.score import Grader
 from cir_jax.rl.batch import max_micro, pack
 from cir_jax.rollout.engine import Engine
@@ -30,7 +30,7 @@ from cir_jax.train import resume, trace, weights
 from cir_jax.train.checkpoint import Checkpoints, Damaged, Place, Record, Restored
 from cir_jax.train.digest import params_digest
 from cir_jax.train.display import Display
-from cir_jax.train.experience import gather
+from cir_jax.train.experience import Experience, gather
 from cir_jax.train.gates import Gates, Paused
 from cir_jax.train.learn import (
     Learner,
@@ -192,6 +192,7 @@ def open_run(cfg: Config, run_dir: Path, display: Display, *, record: bool) -> I
         stack.callback(checkpoints.close)
         stack.callback(display.end)
         writer = metrics.MetricsWriter(run_dir, writes=hosts.is_first())
+        stack.callback(writer.close)
         stopper = Stopper(display.note, display.end)
         watchdog = Watchdog(cfg.watchdog)
         stack.callback(watchdog.close)
@@ -220,6 +221,7 @@ def train(cfg: Config, display: Display) -> Path:
 
     Raises Interrupted after a signal, with the state saved, and RunError where it cannot go on.
     """
+    sinks.check(cfg.metrics)
     resume.check_keys(cfg)
     run_dir = resume.agreed_run_dir(cfg)
     display.note(f"run directory: {run_dir}")
@@ -227,6 +229,7 @@ def train(cfg: Config, display: Display) -> Path:
         state, critic, place = restore(run) if cfg.resume else (None, None, Place("start", 0))
         if hosts.is_first():
             configs.save_run(cfg, run_dir)
+            run.writer.attach(sinks.open_sinks(cfg, run_dir))
             save_description(run)
         data = sft_data(run) if cfg.sft.trains and place.phase in ("start", "sft") else None
         if place.phase == "start":
@@ -421,7 +424,7 @@ def reinforce(
                 timer=timer,
             )
         with timer.stage("update_s"):
-            models, figures = learner.learn(models, new.groups, new.rewards_PG, step)
+            models, figures, advantages = learner.learn(models, new.groups, new.rewards_PG, step)
         with timer.stage("digest_s"):
             arrays = trace.step_arrays(new.trajectories, new.rewards)
             batch = trace.batch_digest(arrays)
@@ -440,7 +443,7 @@ def reinforce(
         record |= summary | new.figures | figures | metrics.reason_counts(new.scores)
         record |= {"batch_digest": batch, "params_digest": params}
         run.writer.write("rl", step + 1, record, timer.seconds)
-        write_samples(run, step + 1, new.trajectories, new.scores)
+        write_samples(run, step + 1, new, advantages, budget)
         run.display.step(
             step + 1,
             {
@@ -460,12 +463,18 @@ def reinforce(
     return models
 
 
-def write_samples(run: Run, step: int, trajectories: list[Trajectory], scores: list[Score]) -> None:
-    """A few trajectories of a step, spread over its problems."""
-    count = min(run.cfg.samples_per_log, len(trajectories))
-    for i in np.linspace(0, len(trajectories) - 1, count, dtype=int):
-        text = run.tokenizer.decode(trajectories[i].ids)
-        run.writer.write_sample(step, trajectories[i], scores[i], text)
+def write_samples(
+    run: Run, step: int, new: Experience, advantages: list[np.ndarray], max_calls: int
+) -> None:
+    """A few trajectories of a step, spread over its problems. advantages: of new.groups' rows."""
+    trained = [t for group in new.groups for t in group]
+    of_trained = {id(t): a for t, a in zip(trained, advantages, strict=True)}
+    count = min(run.cfg.samples_per_log, len(new.trajectories))
+    for i in np.linspace(0, len(new.trajectories) - 1, count, dtype=int).tolist():
+        t = new.trajectories[i]
+        group = i // run.cfg.rollout.samples_per_prompt
+        outcome = metrics.Outcome(step, group, max_calls, new.rewards[i], of_trained.get(id(t)))
+        run.writer.write_sample(t, new.scores[i], outcome, run.tokenizer.decode(t.ids))
 
 
 def restore(run: Run) -> tuple[TrainState | None, TrainState | None, Place]:
@@ -516,19 +525,6 @@ def newest(
     return checkpoints.restore(state, critic, **options)
 
 
-def evaluate_run(cfg: Config, run_dir: Path, display: Display) -> Evaluation:
-    """Evaluates a run's newest checkpoint and prints its row of the table; writes nothing."""
-    if not cfg.eval.num_problems:
-        raise ConfigError("eval.num_problems=0: must be above 0 to evaluate")
-    with open_run(cfg, run_dir, display, record=False) as run:
-        saved = _saved(newest(cfg, run.checkpoints, run.mesh, step=cfg.resume_step), run_dir)
-        result, place = run.evaluate(saved.state.params), saved.record.place
-        begun = place.phase == "done" or place.step == 0
-        stage = STAGES[place.phase] if begun else f"{place.phase} step {place.step}"
-        display.table([{"stage": stage} | result.summary])
-        return result
-
-
 def export_run(cfg: Config, run_dir: Path, out: Path) -> None:
     """A run's newest weights as a Hugging Face directory."""
     params = newest_params(cfg, run_dir, meshes.make_mesh(cfg.mesh))
@@ -537,11 +533,16 @@ def export_run(cfg: Config, run_dir: Path, out: Path) -> None:
 
 def newest_params(cfg: Config, run_dir: Path, mesh: Mesh) -> qwen.Params:
     """Of a run's newest checkpoint; ConfigError if there is none."""
+    return newest_stage(cfg, run_dir, mesh)[0]
+
+
+def newest_stage(cfg: Config, run_dir: Path, mesh: Mesh) -> tuple[qwen.Params, str]:
+    """The same, and the name of their stage in tables; of cfg.resume_step's, if that is given."""
     with contextlib.closing(Checkpoints(run_dir, cfg.checkpoint)) as checkpoints:
-        return _saved(newest(cfg, checkpoints, mesh), run_dir).state.params
-
-
-def _saved(restored: Restored | None, run_dir: Path) -> Restored:
+        restored = newest(cfg, checkpoints, mesh, step=cfg.resume_step)
     if restored is None:
         raise ConfigError(f"run directory={str(run_dir)!r}: holds no checkpoint")
-    return restored
+    place = restored.record.place
+    begun = place.phase == "done" or place.step == 0
+    stage = STAGES[place.phase] if begun else f"{place.phase} step {place.step}"
+    return restored.state.params, stage

@@ -8,17 +8,25 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from cir_jax import config as configs
+from cir_jax import hosts
 from cir_jax.config import Config
+from cir_jax.train.stopping import exit_code, is_agreed
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 _PACKAGES += ("transformers", "sympy", "math-verify", "reasoning-gym")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Larger files count by their size alone: weights have a digest of their own later.
 _MAX_BYTES = 2**28
+
+
+def with_others(cfg: Config) -> AbstractContextManager[None]:
+    """With the other processes of the run, if there are any (hosts.py)."""
+    return hosts.joined(cfg.hosts, lambda: facts(cfg), exit_code, is_agreed)
 
 
 def facts(cfg: Config) -> dict[str, str]:

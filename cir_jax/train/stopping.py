@@ -14,6 +14,9 @@ import signal
 from collections.abc import Callable, Iterator
 
 from cir_jax import exits, hosts
+from cir_jax.config import ConfigError
+from cir_jax.exits import RunError
+from cir_jax.sandbox.errors import SandboxError
 
 
 class Interrupted(Exception):
@@ -82,3 +85,16 @@ class Stopper:
 def is_agreed(error: BaseException) -> bool:
     """Whether all processes of a run raise it at the same point, each for what all of them see."""
     return isinstance(error, Interrupted) or getattr(error, "code", None) == exits.GATE
+
+
+def exit_code(error: BaseException) -> int | None:
+    """After an error that its user can do something about; None after another."""
+    if isinstance(error, ConfigError | SandboxError):
+        return exits.USER
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, KeyboardInterrupt):
+        return exits.INTERRUPTED
+    if isinstance(error, OSError):
+        error = exits.storage_error(error)
+    return error.code if isinstance(error, RunError) else None
