@@ -62,6 +62,7 @@ def results(saved: Sequence[Saved]) -> Analysis | None:
                     setting.name,
                     task,
                     len(groups),
+                    one.left_out.get(task, 0),
                     n,
                     *map(percent, found),
                     percent(passed(groups, n)),
@@ -72,17 +73,16 @@ def results(saved: Sequence[Saved]) -> Analysis | None:
             )
         if len(tasks) > 1:
             found = mean_interval([shares(groups) for groups in tasks.values()])
-            num = sum(map(len, tasks.values()))
-            rows.append(
-                (one.name, setting.name, MEAN, num, None, *map(percent, found), *[None] * 4)
-            )
+            num, left_out = sum(map(len, tasks.values())), sum(one.left_out.values())
+            cells = (num, left_out, None, *map(percent, found), *[None] * 4)
+            rows.append((one.name, setting.name, MEAN, *cells))
     note = (
         "AVG@n: correct samples, all n of each problem; its 95 % interval is a bootstrap over "
         "problems. pass@n: problems with a correct one among n; maj@n: those whose most frequent "
-        "answer is correct."
+        "answer is correct. Left out: problems whose prompts fill the context."
     )
-    columns = ("model", "setting", "task", "problems", "n", "AVG@n %", "from", "to", "pass@n %")
-    columns += ("maj@n %", "no answer %", "tokens")
+    columns = ("model", "setting", "task", "problems", "left out", "n", "AVG@n %", "from", "to")
+    columns += ("pass@n %", "maj@n %", "no answer %", "tokens")
     return Analysis("Accuracy", note, columns, rows) if rows else None
 
 
