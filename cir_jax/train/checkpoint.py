@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -108,7 +109,7 @@ class Checkpoints:
     """Numbered in the order of saving.
 
     Args:
-      note: is told, in a line, of what fails and is not the end.
+      note: is told, in a line, of what fails and is not the end; by default stderr is.
       writes: whether this run saves: then what a killed one left unfinished is removed.
 
     Raises:
@@ -119,7 +120,7 @@ class Checkpoints:
         self,
         run_dir: Path,
         cfg: CheckpointConfig,
-        note: Callable[[str], None] = lambda text: None,
+        note: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
         *,
         writes: bool = False,
     ):
