@@ -136,7 +136,10 @@ def mesh_sizes(path, overrides):
 
 
 def check_command(source, devices, kind, *words):
-    """Refuses what would be refused on the slice: a config that is none, a mesh of another size."""
+    """Refuses what would be refused on the slice: a config that is none, a mesh of another size.
+
+    Prints the directory of checkpoints that the config names, if it does.
+    """
     found = training_words(words)
     if found is None:
         return
@@ -149,11 +152,25 @@ def check_command(source, devices, kind, *words):
             f"mesh={sizes} (data, fsdp, tensor): is {math.prod(sizes)} devices, "
             f"but {kind} has {devices}; for example mesh.data=1 mesh.fsdp={devices} mesh.tensor=1"
         )
+    print(read_config(path).get("checkpoint", {}).get("dir", ""))
 
 
 def check_jobs_command(source, devices, kind, *paths):
     for path in paths:
-        check_command(source, devices, kind, *_json(path)["words"])
+        with contextlib.redirect_stdout(None):
+            check_command(source, devices, kind, *_json(path)["words"])
+
+
+def mesh_command(source, devices, *words):
+    """For a command that trains and names no mesh: the override that makes it run on `devices`."""
+    found = training_words(words)
+    if found is None:
+        return
+    named = read_config(Path(source) / found[0]).get("mesh") or any(
+        word.strip().startswith("mesh.") for word in found[1]
+    )
+    if not named:
+        print(f"mesh.data={devices}")
 
 
 def _check_keys(source, path, overrides):
@@ -353,6 +370,7 @@ COMMANDS = {
     "slice": slice_command,
     "slices": slices_command,
     "check": check_command,
+    "mesh": mesh_command,
     "check-jobs": check_jobs_command,
     "jobs": jobs_command,
     "words": words_command,

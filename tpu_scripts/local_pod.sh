@@ -14,8 +14,10 @@ log of process 0. Ctrl-C ends the run; the same command goes on with it.
   --retries=N, --grace=TIME, --env=NAME=VALUE, --run-dir=DIR, --again   as run.sh
   --dry-run        prints the commands, runs nothing
 
+A config that names no mesh gets mesh.data=N*M.
+
 Example:
-  tpu_scripts/local_pod.sh --processes=2 --devices=4 -- cir-jax train configs/quickstart.toml mesh.data=8
+  tpu_scripts/local_pod.sh --processes=2 --devices=4 -- cir-jax train configs/quickstart.toml
 TEXT
 }
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -35,6 +37,9 @@ slice_options
 create_options
 SOURCE=$PWD
 run_options
+# A config that names no mesh is one for a single device: here its rows are shared by all.
+mesh=$("$PYTHON" -S "$HERE/launch.py" mesh "$SOURCE" "$DEVICES" "${WORDS[@]}") || exit
+[[ -z $mesh ]] || WORDS+=("$mesh")
 training
 
 on_exit() {

@@ -12,8 +12,9 @@ one that is done. Ctrl-C ends the following, not the run (stop.sh does).
   --zone=ZONE,...  where it is
   --type=TYPE      of the slice, if gcloud does not say it; --nodes=N slices of a multislice job
   --run=RUN        name of the run (default: that of the slice)
-  --bucket=gs://B  where checkpoints go, as B/RUN, and each minute status and log
-  --run-dir=DIR    the run's directory (default: B/RUN, or runs/RUN on the worker's own disk)
+  --bucket=gs://B  where checkpoints go (B/RUN/checkpoints) and, each minute, status, log and the run
+                   directory, which a new slice begins with
+  --run-dir=DIR    the run's directory on the workers (default: runs/RUN)
   --retries=N      restarts in a row without a newer checkpoint (default: 3)
   --grace=TIME     from SIGTERM to SIGKILL (default: 120s)
   --env=NAME=VALUE a variable for the command; may be given several times
@@ -23,7 +24,7 @@ one that is done. Ctrl-C ends the following, not the run (stop.sh does).
   --source=DIR --python=PATH   as setup.sh
   --dry-run        prints the commands, calls nothing
 
-A command that trains gets run_dir=DIR and resume=true, if it does not say otherwise.
+A command that trains gets run_dir=DIR, resume=true and checkpoint.dir, if it does not say otherwise.
 Exit codes: the run's own; 75 the slice is lost, try again; 130 stopped.
 
 Example:

@@ -36,6 +36,7 @@ _SUBREAPER, _DEATH_SIGNAL = 36, 1  # prctl
 _MOST_BACKOFF_S = 60.0
 _MIRROR_EVERY_S = 60.0
 _TAIL_BYTES = 100_000
+_SYNC = ("gcloud", "storage", "rsync", "--recursive", "--exclude=checkpoints/.*")
 
 
 class Place:
@@ -192,14 +193,14 @@ def _remove_stale_tpu_lock(path="/tmp/libtpu_lockfile"):
 # -- what the program has done -----------------------------------------------------------------
 
 
-def newest_checkpoint(run_dir):
-    """Number of the newest complete checkpoint of a run directory, local or gs://; -1 if none."""
-    if run_dir.startswith("gs://"):
-        listing = _quiet(["gcloud", "storage", "ls", f"{run_dir.rstrip('/')}/checkpoints/"])
+def newest_checkpoint(folder):
+    """Number of the newest complete checkpoint in a directory, local or gs://; -1 if none."""
+    if folder.startswith("gs://"):
+        listing = _quiet(["gcloud", "storage", "ls", folder.rstrip("/") + "/"])
         names = [line.rstrip("/").rpartition("/")[2] for line in listing.splitlines()]
     else:
         try:
-            names = os.listdir(os.path.join(run_dir, "checkpoints"))
+            names = os.listdir(folder)
         except OSError:
             names = []
     return max((int(name) for name in names if name.isdigit()), default=-1)
@@ -248,7 +249,7 @@ class Supervisor:
         self.place, self.spec = place, spec
         self.status = {"worker": place.worker, "state": "running", "pid": os.getpid()}
         self.status |= {"started": time.time(), "command": spec["digest"], "code_sha": spec["sha"]}
-        self.status["run_dir"] = spec["run_dir"]
+        self.status |= {"run_dir": spec["run_dir"], "checkpoints": spec["checkpoints"]}
         self.asked = None  # the signal that asked for an end
         self.asked_at = 0.0
 
@@ -259,12 +260,13 @@ class Supervisor:
         if self.spec["bucket"]:
             threading.Thread(target=self._mirror_often, daemon=True).start()
         failures, attempt = 0, 0
-        reached = newest_checkpoint(self.spec["run_dir"])
+        self._fetch()
+        reached = newest_checkpoint(self.spec["checkpoints"])
         while True:
             attempt += 1
             self._note(state="running", attempt=attempt, code=None)
             code = self._attempt(attempt)
-            newest = newest_checkpoint(self.spec["run_dir"])
+            newest = newest_checkpoint(self.spec["checkpoints"])
             failures = 1 if newest > reached else failures + 1
             reached = max(reached, newest)
             state = self._verdict(code, failures)
@@ -364,14 +366,25 @@ class Supervisor:
             self._mirror()
 
     def _mirror(self):
-        """Copies status and the log's end to the bucket, for when the slice is gone."""
+        """Copies status, log's end and run directory to the bucket, for when the slice is gone."""
         if not self.spec["bucket"]:
             return
         tail = self.place.path("log.tail")
         with open(tail, "w", encoding="utf-8") as file:
             file.write(_tail(self.place.path("log"), _TAIL_BYTES))
-        target = f"{self.spec['bucket'].rstrip('/')}/{self.place.run}/worker-{self.place.worker}/"
+        target = f"{self._kept()}/worker-{self.place.worker}/"
         _quiet(["gcloud", "storage", "cp", self.place.path("status.json"), tail, target])
+        if self.place.worker == 0 and os.path.isdir(self.spec["run_dir"]):
+            _quiet([*_SYNC, self.spec["run_dir"], f"{self._kept()}/run"], timeout_s=600)
+
+    def _fetch(self):
+        """A new slice begins with the run directory that the one before had: metrics, config."""
+        if self.spec["bucket"] and not os.path.exists(self.spec["run_dir"]):
+            os.makedirs(self.spec["run_dir"])
+            _quiet([*_SYNC, f"{self._kept()}/run", self.spec["run_dir"]], timeout_s=600)
+
+    def _kept(self):
+        return f"{self.spec['bucket'].rstrip('/')}/{self.place.run}"
 
 
 def _die_with(parent):
@@ -440,16 +453,16 @@ def start(args):
         if os.path.exists(place.path("stop")):
             os.remove(place.path("stop"))
         cwd = os.path.expanduser(args.cwd) if args.cwd else os.getcwd()
-        run_dir = args.run_dir
-        if run_dir and "://" not in run_dir:
-            run_dir = os.path.join(cwd, run_dir)
         spec = {
             "words": args.words,
             "digest": digest,
             "sha": args.sha,
             "env": env,
             "cwd": cwd,
-            "run_dir": run_dir,
+            "run_dir": os.path.join(cwd, args.run_dir),
+            "checkpoints": _within(
+                cwd, args.checkpoints or os.path.join(args.run_dir, "checkpoints")
+            ),
             "bucket": args.bucket,
             "retries": args.retries,
             "backoff": args.backoff,
@@ -469,6 +482,10 @@ def start(args):
             time.sleep(0.005)
         place.mark("start", state="started", pid=pid, sha=args.sha)
     return 0
+
+
+def _within(folder, path):
+    return path if "://" in path else os.path.join(folder, path)
 
 
 def _environment(args):
@@ -499,7 +516,7 @@ def status(args):
         attempt=seen.get("attempt"),
         phase=phase,
         step=step,
-        checkpoint=newest_checkpoint(run_dir) if run_dir else None,
+        checkpoint=newest_checkpoint(seen["checkpoints"]) if "checkpoints" in seen else None,
         age=age,
     )
     return 0
@@ -587,7 +604,8 @@ def main():
     parser.add_argument("--bin", default="", help="first directory to look for programs in")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--env-file", default="", help="such lines; for what must stay secret")
-    parser.add_argument("--run-dir", default="", help="whose checkpoints count as progress")
+    parser.add_argument("--run-dir", default="", help="of the program, which runs in --cwd")
+    parser.add_argument("--checkpoints", default="", help="new ones of which count as progress")
     parser.add_argument("--bucket", default="", help="where status and log are copied each minute")
     parser.add_argument("--retries", type=int, default=3, help="without a newer checkpoint")
     parser.add_argument("--backoff", type=float, default=2.0, help="seconds before the first")

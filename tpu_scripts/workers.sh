@@ -134,7 +134,7 @@ setup() {
     # Locked, since gcloud runs a command again when its connection breaks.
     install=$PATHS'mkdir -p "$h/code"; ( flock 9; [ -f "$d/.ready" ] || { '
     install+="echo '$SUM  cir-$SHA.tar.gz' | sha256sum -c --quiet - && "
-    install+='rm -rf "$d" && mkdir "$d" && tar -xzf cir-'$SHA'.tar.gz -C "$d" && sh "$d/tpu_scripts/install.sh" "$h" '"$SHA $QUOTED '[tpu]'; } ) 9>\"\$h/code.lock\" >&2 && ${told/TAG/install}"
+    install+='rm -rf "$d" && mkdir "$d" && tar -xzf cir-'$SHA'.tar.gz -C "$d" && sh "$d/tpu_scripts/install.sh" "$h" '"$SHA $QUOTED '[tpu,gcs]'; } ) 9>\"\$h/code.lock\" >&2 && ${told/TAG/install}"
     workers
     if [[ ${missing// /} == "$(seq -s '' 0 $((NUM_WORKERS - 1)))" ]]; then
       be_copy "$TARBALL" all || log "copying did not reach all workers"
@@ -194,8 +194,11 @@ run_options() {
   RUN_NAME=$VALUE
   option bucket
   BUCKET=${VALUE%/}
-  option run-dir "${BUCKET:+$BUCKET/$RUN_NAME}"
+  [[ -z $BUCKET || $BUCKET == gs://?* ]] || die "$EX_USER" "--bucket=$VALUE: expected gs://NAME, or gs://NAME/FOLDER"
+  option run-dir
+  [[ $VALUE != *://* ]] || die "$EX_USER" "--run-dir=$VALUE: expected a path; --bucket says where checkpoints go"
   RUN_DIR=${VALUE:-runs/$RUN_NAME}
+  CHECKPOINTS=""
   option retries 3
   [[ $VALUE =~ ^[0-9]+$ ]] || die "$EX_USER" "--retries=$VALUE: expected a number from 0 on"
   RETRIES=$VALUE
@@ -220,29 +223,33 @@ check_env() {
   done
 }
 
-# training: completes a command that trains by what makes it go on where it was: its run directory
-# and resume=true. Refuses a config that the slice cannot run, before there is one.
+# training: completes a command that trains by what makes it go on where it was: its run directory,
+# where its checkpoints are, and resume=true. Refuses a config that the slice cannot run, before there is one.
 training() {
   CHECKED=1
   ((${#WORDS[@]} > 0)) || die "$EX_USER" "-- COMMAND: is missing, for example -- cir-jax train configs/quickstart.toml"
   local word has_dir="" has_resume=""
   check_env
   if ((DEVICES > 0)); then
-    "$PYTHON" "$HERE/launch.py" check "$SOURCE" "$DEVICES" "$(slices_told)" "${WORDS[@]}" ||
+    CHECKPOINTS=$("$PYTHON" "$HERE/launch.py" check "$SOURCE" "$DEVICES" "$(slices_told)" "${WORDS[@]}") ||
       die "$EX_USER" "nothing was asked for"
   fi
   [[ ${WORDS[0]##*/} == cir-jax && ${WORDS[1]:-} =~ ^(train|sft)$ ]] || return 0
   for word in "${WORDS[@]}"; do
     case $word in
       run_dir=*) has_dir=1 RUN_DIR=${word#run_dir=} ;;
+      checkpoint.dir=*) CHECKPOINTS=${word#checkpoint.dir=} ;;
       resume=*) has_resume=1 ;;
     esac
   done
   [[ -n $has_dir ]] || WORDS+=("run_dir=$RUN_DIR")
   [[ -n $has_resume ]] || WORDS+=("resume=true")
-  workers
-  [[ $RUN_DIR == *://* || $RUN_DIR == /* || -z $BE_INSTALLS ]] || ((NUM_WORKERS == 1)) ||
-    log "run_dir=$RUN_DIR: is on each worker's own disk; --bucket=gs://... keeps checkpoints when the slice goes"
+  if [[ -n $BUCKET && -z $CHECKPOINTS ]]; then
+    CHECKPOINTS=$BUCKET/$RUN_NAME/checkpoints
+    WORDS+=("checkpoint.dir=$CHECKPOINTS")
+  fi
+  [[ -n $CHECKPOINTS || $RUN_DIR == /* || -z $BE_INSTALLS ]] ||
+    log "run_dir=$RUN_DIR: is on the workers' own disks and goes with them; --bucket=gs://... keeps what matters"
 }
 
 # remote TAG VERB OPTIONS: a supervisor's command for a worker's shell, in COMMAND.
@@ -262,7 +269,7 @@ supervise() {
 # start: one quick call; a run that is there already goes on as it is.
 start() {
   local options=() bin="" pair
-  options+=("--sha=$SHA" "--run-dir=$RUN_DIR" "--retries=$RETRIES" "--grace=$GRACE")
+  options+=("--sha=$SHA" "--run-dir=$RUN_DIR" "--checkpoints=${CHECKPOINTS:-$RUN_DIR/checkpoints}" "--retries=$RETRIES" "--grace=$GRACE")
   [[ -z $BUCKET ]] || options+=("--bucket=$BUCKET")
   [[ -z ${OPT[again]:-} ]] || options+=(--again)
   [[ $FLAGS == - ]] || options+=("--env=LIBTPU_INIT_ARGS=${FLAGS//,/ }")
