@@ -465,6 +465,13 @@ def of_files(rule: Rule) -> Rule:
     return checked
 
 
+def _template_type(value: Any, launch: Launch) -> Outcome:
+    if launch.tasks:
+        return Outcome("approximated", "the prompt is data.template, CIR's")
+    text = "which words stand around a question: here those that the files' messages have"
+    return Outcome("approximated", text)
+
+
 def _truncation(value: Any, launch: Launch) -> Outcome:
     if launch.tasks:
         return approximated("a longer prompt is an error here, not cut", ("error",))(value, launch)
@@ -529,7 +536,8 @@ def _name(value: Any, launch: Launch) -> Outcome:
     known = re.sub(r"\$\(.*?\)|\$\{.*?\}|\$\w+|`.*?`", "", str(value))
     name = re.sub(r"[^\w.-]+", "-", known).strip("-._")
     if not name:
-        raise ValueError("must hold a letter or a number")
+        # Nothing of it is known, or it is of other letters.
+        return Outcome("ignored", "the run's name, which is the script's here")
     category: Category = "honoured" if name == value else "translated"
     return Outcome(category, "name of the run and its directory", {"name": name})
 
@@ -592,7 +600,8 @@ def _model(value: Any, launch: Launch) -> Outcome:
     if settings := _model_of(directory):
         settings |= {"sft.weights": directory, "tokenizer": directory}
         return Outcome("translated", f"shape, weights and tokenizer of {directory}", settings)
-    known = {preset.lower(): preset for preset in PRESETS}.get(name.lower())
+    presets = {preset.lower(): preset for preset in PRESETS}
+    known = presets.get(name.lower().removesuffix("-instruct"))
     if not known:
         text = (
             "is neither a directory here nor one of our presets: import the weights "
@@ -601,10 +610,16 @@ def _model(value: Any, launch: Launch) -> Outcome:
         return Outcome("lacking", text)
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path)
     owner = "deepseek-ai" if known.startswith("DeepSeek") else "Qwen"
-    out = launch.weights or f"weights/{known}"
-    source = path if is_hub_id else f"{owner}/{known}"
+    is_sibling = name.lower() not in presets
+    full_name = name if is_sibling else known
+    out = launch.weights or f"weights/{full_name}"
+    source = path if is_hub_id else f"{owner}/{full_name}"
     text = f"preset {known}; its weights: cir-jax import-hf {source} {out}"
     settings = {"model.preset": known, "sft.weights": out, "tokenizer": out}
+    if is_sibling:
+        text += (
+            f" (a shape other than {known}'s is an error that names the key, once they are read)"
+        )
     return Outcome("translated", text, settings)
 
 
@@ -685,7 +700,7 @@ KEYS: dict[str, Key] = {
     "data.truncation": Key(_truncation, "error", always=True),
     "data.filter_overlong_prompts": Key(_filter_prompts, False),
     "data.filter_overlong_prompts_workers": Key(_HARDWARE),
-    "data.template_type": Key(approximated("the prompt is data.template, CIR's")),
+    "data.template_type": Key(_template_type),
     "data.prompt_key": Key(
         of_files(same("data.columns.prompt", str, "column of the messages")), "prompt"
     ),

@@ -9,6 +9,7 @@ drops the quotes that say which of them are expanded; hence a scanner of our own
 
 import ast
 import dataclasses
+import fnmatch
 import itertools
 import operator
 import re
@@ -19,9 +20,11 @@ _PARAMETER = re.compile(
     r"(?P<name>[A-Za-z_]\w*|\d+|[@*#])(?P<all>\[[@*]\])?(?:(?P<how>:?[-=+?])(?P<word>.*))?",
     re.ASCII | re.DOTALL,
 )
+_REST = re.compile(r"[@*]:\d+", re.ASCII)
 _QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"])*\"|\\.|\$\{[^}]*\}", re.DOTALL)
 _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#]", re.ASCII)
+_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)", re.ASCII)
 _BLANKS = re.compile(r"(?:[ \t\r]|\\\n)*")
 _END = re.compile(r"&&|\|\||;;|[;|&()\n]|\Z")
 _REDIRECT = re.compile(r"\d*(?:<<<|<<|>>|[<>]&|[<>])[ \t]*")
@@ -90,7 +93,9 @@ def training_command(
 
 
 class _Unknown(Exception):
-    """A value that cannot be told without running something."""
+    """A value that cannot be told without running something. shown: what is known of it."""
+
+    shown = ""
 
 
 # A piece of a word, with whether blanks in it part words; a tuple: words that are parted already.
@@ -244,13 +249,22 @@ class _Shell:
         """Whether a test holds; None if that is not known."""
         if end in ("&&", "||", "|") or len(words) < 3 or words[0] not in ("[", "[["):
             return None
+        negated = words[1] == "!"
+        *test, last = words[1 + negated : -1]
+        # What [[ x == *y ]] compares with is a pattern, unless it is quoted.
+        is_pattern = words[0] == "[[" and re.search(r"[*?[]", _QUOTED.sub("", last))
         self._unset = ""
         try:
-            match [self._text(word) for word in words[1:-1]]:
+            match [self._text(word) for word in (*test, last)]:
                 case ["-z" | "-n" as kind, text]:
-                    return (text == "") is (kind == "-z")
+                    return ((text == "") is (kind == "-z")) is not negated
+                case [left, "=" | "==" | "!=" as kind, right] if is_pattern:
+                    if '"' in last or "'" in last or "\\" in last or "$" in last:
+                        return None
+                    matches = fnmatch.fnmatchcase(left, right.replace("[^", "[!"))
+                    return (matches is (kind != "!=")) is not negated
                 case [left, kind, right] if kind in _TESTS:
-                    return _TESTS[kind](left, right)
+                    return _TESTS[kind](left, right) is not negated
         except (_Unknown, ValueError):
             pass
         finally:
@@ -288,7 +302,7 @@ class _Shell:
                 key = _KEY.match(word)
                 if not key:
                     raise ValueError(f"line {line}: {word}: {reason}") from None
-                text = word[key.end() :].replace('"', "")
+                text = self._shown(word[key.end() :])
                 unknown.append(Unknown(key[1], text, f"line {line}: {reason}"))
         return Command(module, tuple(arguments), tuple(unknown), line)
 
@@ -316,9 +330,21 @@ class _Shell:
                     value = before + value
             if isinstance(before, _Unknown) and appends:
                 raise before
-        except _Unknown as unknown:
-            value = unknown
+        except _Unknown as reason:
+            value = _Unknown(*reason.args)
+            if certain:
+                value.shown = self._shown(source)
         self._variables[name] = value
+
+    def _shown(self, word: str) -> str:
+        """A word without its quotes; what is not known of it is as it is written."""
+
+        def value(match: re.Match) -> str:
+            held = self._variables.get(match[1] or match[2])
+            known = held.shown if isinstance(held, _Unknown) else held
+            return known if known and isinstance(known, str) else match[0]
+
+        return _VARIABLE.sub(value, word.replace('"', ""))
 
     def _text(self, word: str) -> str:
         """A word's expansion as one text."""
@@ -401,6 +427,9 @@ class _Shell:
         return ([(self._value(name[0]), True)], name.end()) if name else ([("$", False)], at + 1)
 
     def _parameter(self, inner: str) -> list[_Part]:
+        if _REST.fullmatch(inner):
+            # From its N-th argument on: ours are overrides, which come behind the script's own.
+            inner = inner[0]
         match = _PARAMETER.fullmatch(inner)
         if not match:
             raise _Unknown(f"${{{inner}}} is not an expansion that is known here")
