@@ -23,7 +23,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     try:
         return args.run(args)
     except (ConfigError, SandboxError) as error:
@@ -32,6 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cir-jax: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse finds overrides beside the other positional arguments, not behind an option.
+    behind = [word for word in rest if "=" in word and not word.startswith("-")]
+    if "overrides" in args:
+        args.overrides = [*args.overrides, *behind]
+        rest = [word for word in rest if word not in behind]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

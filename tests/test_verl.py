@@ -171,6 +171,14 @@ def of_bash(script, tmp_path, *given, home="/home/me"):
 SCRIPTS = {
     "cir": CIR_SCRIPT,
     "arguments": 'A=1\npython3 -m verl.trainer.main_ppo a.b=$A "$@" c.d=2 2>&1 | cat\n',
+    "options": 'while getopts "m:n:" o; do\ncase $o in m) M=$OPTARG;; esac\ndone\n'
+    "shift $((OPTIND - 1))\npython3 -m verl.trainer.main_ppo m=${M:-1} n=2\n",
+    "trimmed": "M=org/a.b.c\npython3 -m verl.trainer.main_ppo a=${M##*/} b=${M#*/} c=${M%.*}"
+    " d=${M%%.*} e=${M%x} f=${M#?r}\n",
+    "items": 'M=(x y)\nN=1\npython3 -m verl.trainer.main_ppo a=${M[1]} b="${M[0]}" c=${N[0]}'
+    " d=${M[2]}.\n",
+    "inner": 'N=4\nenv X=1 bash -c "\n  cd . && python3 -m verl.trainer.main_ppo a=$N \\\n'
+    """    b=\\"x y\\" c='z  z'\n"\n""",
     "rest": 'python3 -m verl.trainer.main_ppo a.b=1 "${@:1}" c.d=2 ${*:1} | cat\n',
     "arrays": 'A=(a.b=1 a.c="x y" # why\n a.d=3 " e ")\nA+=(a.e=4)\nB="a.f=5 a.g=6 "\nC=()\n'
     'python3 -m verl.trainer.main_ppo "${A[@]}" $B x${B}y "$B" "" \'\' $B"" ${A[@]}z'
@@ -285,6 +293,26 @@ def value_at(cfg, key):
     return functools.reduce(getattr, key.split("."), cfg)
 
 
+def test_an_unknown_value_is_named_before_what_depends_on_it():
+    command = shell.training_command(launched(*BASE, "trainer.total_training_steps=$(steps)"))
+    with pytest.raises(ConfigError, match=r"total_training_steps=\$\(steps\): line 1: commands"):
+        translate(command, tasks=["sum"], name="run")
+
+
+def test_a_name_that_is_not_known_is_the_scripts(tmp_path):
+    for name in ("$(date)", "$NAME"):
+        command = shell.training_command(launched(*BASE, f"trainer.experiment_name={name}"))
+        assert setting(translate(command, tasks=["sum"], name="file"), "name") == "file"
+
+
+def test_an_instruct_models_shape_is_its_bases():
+    translation = translated("actor_rollout_ref.model.path=Qwen/Qwen2.5-7B-Instruct")
+    assert setting(translation, "model.preset") == "Qwen2.5-7B"
+    assert setting(translation, "sft.weights") == "weights/Qwen2.5-7B-Instruct"
+    said = line(translation, "actor_rollout_ref.model.path").outcome.text
+    assert "cir-jax import-hf Qwen/Qwen2.5-7B-Instruct weights/Qwen2.5-7B-Instruct" in said
+
+
 def test_arguments_go_to_the_end_where_the_script_has_no_place_for_them():
     assert arguments(launched("a.b=1"), "a.b=2") == ["a.b=1", "a.b=2"]
 
@@ -304,7 +332,7 @@ def test_variables_are_given_or_found_in_the_environment():
         (launched("a.b=`ls`"), ["`ls`", "not run"]),
         ("if [ -f x ]; then\nX=1\nfi\n" + launched("a.b=$X"), ["X", "line 2", "may not be run"]),
         ("for X in 1 2; do\nY=$X\ndone\n" + launched("a.b=$Y"), ["Y", "line 2"]),
-        (launched("a.b=${X%.sh}"), ["${X%.sh}"]),
+        (launched("a.b=${X/a/b}"), ["${X/a/b}"]),
         (launched("a.b=$((1 / 0))"), ["1 / 0"]),
         (launched("a.b=$((N * 2))"), ["N", "not set"]),
         (launched("a.b=$'x'"), ["$'...'"]),
@@ -516,6 +544,23 @@ def test_a_key_without_effect_depends_on_the_one_that_gives_it_one():
     zero = translated(ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.0")
     assert line(zero, ACTOR + "use_kl_loss").outcome.category == "honoured"
     assert not zero.lines("lacking", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "category"),
+    [
+        (["algorithm.kl_ctrl.kl_coef=0.001"], "lacking"),
+        (["algorithm.kl_ctrl.kl_coef=0.0"], "ignored"),
+        (["algorithm.kl_ctrl.kl_coef=0.001", "algorithm.use_kl_in_reward=False"], "ignored"),
+        (["algorithm.kl_ctrl.kl_coef=0.001", ACTOR + "use_kl_loss=True"], "ignored"),
+        ([], "ignored"),
+        # A fork of the time when it had an effect.
+        ([ROLLOUT + "max_call_time=2"], "approximated"),
+    ],
+)
+def test_kl_in_the_reward_of_older_versions(overrides, category):
+    entry = line(translated(*overrides), "algorithm.kl_ctrl.kl_coef")
+    assert entry.outcome.category == category
 
 
 def test_tool_tokens_in_the_loss():

@@ -246,6 +246,25 @@ def _kl_reward(value: Any, launch: Launch) -> Outcome:
     return _kl(value, launch, "reward", "algorithm.kl_ctrl.kl_coef", "algorithm.kl_penalty")
 
 
+def _kl_coefficient(value: Any, launch: Launch) -> Outcome:
+    """Before use_kl_in_reward came, in 0.3, it was in the reward wherever use_kl_loss was off."""
+    in_reward = launch.values.get("algorithm.use_kl_in_reward")
+    if in_reward:
+        return Outcome("ignored", "see use_kl_in_reward")
+    if in_reward is not None or number(value) == 0 or launch[_ACTOR + "use_kl_loss"]:
+        return Outcome("ignored", "no KL in the reward")
+    if "algorithm.kl_ctrl.kl_coef" in launch.values:
+        text = (
+            "without effect since veRL 0.3 unless use_kl_in_reward=True, and KL in the reward "
+            "before: say algorithm.use_kl_in_reward"
+        )
+        return Outcome("lacking", text)
+    if launch.calls():
+        text = "no KL in the reward; in veRL before 0.3 this was so only where it is set to 0"
+        return Outcome("approximated", text)
+    return Outcome("ignored", "no KL in the reward")
+
+
 def _kl(value: Any, launch: Launch, place: str, coefficient: str, estimator: str) -> Outcome:
     if not value:
         return Outcome("honoured", f"no KL in the {place}")
@@ -737,9 +756,7 @@ KEYS: dict[str, Key] = {
     ),
     "algorithm.use_kl_in_reward": Key(_kl_reward, False),
     "algorithm.kl_penalty": Key(ignored("see use_kl_in_reward"), "kl"),
-    "algorithm.kl_ctrl.kl_coef": Key(
-        where("algorithm.use_kl_in_reward", (True,), ignored("see use_kl_in_reward")), 0.001
-    ),
+    "algorithm.kl_ctrl.kl_coef": Key(_kl_coefficient, 0.001, always=True),
     "algorithm.kl_ctrl.type": Key(
         where("algorithm.use_kl_in_reward", (True,), only("fixed", effect="the weight stays")),
         "fixed",
