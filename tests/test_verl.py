@@ -499,6 +499,7 @@ def line(translation, key):
         (ACTOR + "tis_imp_ratio_cap=2", "honoured", {"rl.importance_cap": 2.0}),
         ("algorithm.adv_estimator=grpo", "translated", {"rl.advantage": "grpo"}),
         ("algorithm.adv_estimator=gae", "translated", {"rl.advantage": "gae"}),
+        ("algorithm.adv_estimator=rloo_vectorized", "translated", {"rl.advantage": "rloo"}),
         (ACTOR + "ppo_epochs=2", "honoured", {"rl.epochs": 2}),
         (ACTOR + "ppo_mini_batch_size=100", "lacking", {}),
         (ACTOR + "clip_ratio=0.1", "lacking", {}),
@@ -538,8 +539,9 @@ def test_a_key_without_effect_depends_on_the_one_that_gives_it_one():
     assert line(both, "algorithm.use_kl_in_reward").outcome.category == "lacking"
     adaptive = translated("algorithm.kl_ctrl.type=adaptive", "algorithm.use_kl_in_reward=True")
     assert line(adaptive, "algorithm.kl_ctrl.type").outcome.category == "lacking"
-    centred = ("algorithm.adv_estimator=grpo", "algorithm.norm_adv_by_std_in_grpo=False")
-    assert setting(translated(*centred), "rl.advantage") == "dr_grpo"
+    for name in ("grpo", "grpo_vectorized"):
+        centred = (f"algorithm.adv_estimator={name}", "algorithm.norm_adv_by_std_in_grpo=False")
+        assert setting(translated(*centred), "rl.advantage") == "dr_grpo"
     # ToRL's way to have none.
     zero = translated(ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.0")
     assert line(zero, ACTOR + "use_kl_loss").outcome.category == "honoured"

@@ -25,7 +25,9 @@ ESTIMATORS = {
     "reinforce_plus_plus_baseline": "reinforce_pp_baseline",
     "reinforce_plus_plus": "reinforce_pp",
     "grpo": "grpo",
+    "grpo_vectorized": "grpo",
     "rloo": "rloo",
+    "rloo_vectorized": "rloo",
     "gae": "gae",
 }
 AGGREGATIONS = {
@@ -175,7 +177,9 @@ def _estimator(value: Any, launch: Launch) -> Outcome:
     if value not in ESTIMATORS:
         return Outcome("lacking", f"advantage estimator; here: {', '.join(ESTIMATORS)}")
     by_std = launch["algorithm.norm_adv_by_std_in_grpo"]
-    ours = "dr_grpo" if value == "grpo" and not by_std else ESTIMATORS[value]
+    ours = ESTIMATORS[value]
+    if ours == "grpo" and not by_std:
+        ours = "dr_grpo"
     settings = {"rl.advantage": ours}
     if value == "reinforce_plus_plus" and launch.calls():
         text = (
@@ -752,7 +756,12 @@ KEYS: dict[str, Key] = {
     ),
     "algorithm.lam": Key(of_critic(same("rl.critic.lam", number, "GAE's lambda")), 1.0),
     "algorithm.norm_adv_by_std_in_grpo": Key(
-        where(_ESTIMATOR, ("grpo",), ignored("says whether adv_estimator is our dr_grpo")), True
+        where(
+            _ESTIMATOR,
+            ("grpo", "grpo_vectorized"),
+            ignored("says whether adv_estimator is our dr_grpo"),
+        ),
+        True,
     ),
     "algorithm.use_kl_in_reward": Key(_kl_reward, False),
     "algorithm.kl_penalty": Key(ignored("see use_kl_in_reward"), "kl"),
