@@ -370,7 +370,7 @@ class _Shell:
         if value is not None and is_set:
             if match["all"] == "[*]" and isinstance(value, tuple):
                 value = " ".join(value)
-            elif match["all"] not in (None, "[@]"):
+            elif match["all"] not in (None, "[@]", "[*]"):
                 items, index = value if isinstance(value, tuple) else (value,), match["all"][1:-1]
                 value = items[int(index)] if int(index) < len(items) else ""
             return [(value, True)]
