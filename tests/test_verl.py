@@ -178,7 +178,7 @@ SCRIPTS = {
     "items": 'M=(x y)\nN=1\npython3 -m verl.trainer.main_ppo a=${M[1]} b="${M[0]}" c=${N[0]}'
     " d=${M[2]}.\n",
     "inner": 'N=4\nenv X=1 bash -c "\n  cd . && python3 -m verl.trainer.main_ppo a=$N \\\n'
-    """    b=\\"x y\\" c='z  z'\n"\n""",
+    """    b=\\"x y\\" c='z  z'\n" || exit 1\n""",
     "rest": 'python3 -m verl.trainer.main_ppo a.b=1 "${@:1}" c.d=2 ${*:1} | cat\n',
     "arrays": 'A=(a.b=1 a.c="x y" # why\n a.d=3 " e ")\nA+=(a.e=4)\nB="a.f=5 a.g=6 "\nC=()\n'
     'python3 -m verl.trainer.main_ppo "${A[@]}" $B x${B}y "$B" "" \'\' $B"" ${A[@]}z'

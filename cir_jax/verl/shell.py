@@ -170,12 +170,13 @@ class _Shell:
         if end in ("&&", "||", "|") or len(words) < 3 or words[0] not in ("[", "[["):
             return None
         negated = words[1] == "!"
-        *test, last = words[1 + negated : -1]
+        test = words[1 + negated : -1]
+        last = test[-1] if test else ""
         # What [[ x == *y ]] compares with is a pattern, unless it is quoted.
         is_pattern = words[0] == "[[" and re.search(r"[*?[]", _QUOTED.sub("", last))
         self._unset = ""
         try:
-            match [self._text(word) for word in (*test, last)]:
+            match [self._text(word) for word in test]:
                 case ["-z" | "-n" as kind, text]:
                     return ((text == "") is (kind == "-z")) is not negated
                 case [left, "=" | "==" | "!=" as kind, right] if is_pattern:
@@ -209,8 +210,11 @@ class _Shell:
             )
         for i, (before, word) in enumerate(itertools.pairwise(words)):
             if before in ("-c", "-lc") and i and _SHELL.fullmatch(words[i - 1]):
+                # What stands behind it, such as || exit, is no part of it.
+                guard, self._guard = self._guard, True if certain else None
                 for inner in statements(_unquoted(word)):
                     self.run(dataclasses.replace(inner, line=line + inner.line - 1))
+                self._guard = guard
                 return
             launch = _LAUNCH.fullmatch(word)
             if launch and _PYTHON.fullmatch(before):
