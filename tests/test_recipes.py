@@ -12,7 +12,8 @@ from cir_jax import cli, metrics
 from cir_jax import config as configs
 from cir_jax import mesh as meshes
 from cir_jax.ablation.strategies import ALL_ON, STRATEGIES, without
-from cir_jax.sandbox.pool import Sandbox
+from cir_jax.config import SandboxConfig
+from cir_jax.sandbox import store
 from cir_jax.train import rollouts
 
 ROOT = Path(__file__).parent.parent
@@ -110,8 +111,8 @@ def one_device_and_sandbox():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meshes, "make_mesh", lambda cfg: one_device())
         # One for all: its start takes seconds.
-        with Sandbox(num_workers=1) as sandbox:
-            shared = contextlib.nullcontext(sandbox)
+        with store.open_store(SandboxConfig(num_workers=1), None) as opened:
+            shared = contextlib.nullcontext(opened)
             patch.setattr(rollouts, "open_store", lambda cfg, record_dir: shared)
             yield
 
@@ -148,7 +149,9 @@ def trained(path, run_dir, *overrides):
 
 def own_answers(path):
     """32 trajectories such as `cir-jax collect` writes."""
-    question = "Solve the following multiplication: {} * 828. Give only the result as your answer."
+    question = (
+        "Solve the following multiplication: {} * 828. Give only the result as your final answer."
+    )
     rows = [
         {
             "question": question.format(n),
