@@ -45,12 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and not (hasattr(args, "overrides") and all(a[0] != "-" for a in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # argparse takes positional arguments of a list from one place only.
-    args.overrides = [*getattr(args, "overrides", ()), *rest]
+    args = _parsed(argv)
     try:
         return args.run(args)
     except BaseException as error:
@@ -60,6 +55,19 @@ def _main(argv: Sequence[str] | None) -> int:
         said[KeyboardInterrupt] = "interrupted"
         print(f"cir-jax: {said.get(type(error), error)}", file=sys.stderr)
         return code
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse finds overrides beside the other positional arguments, not behind an option.
+    behind = [word for word in rest if "=" in word and not word.startswith("-")]
+    if "overrides" in args:
+        args.overrides = [*args.overrides, *behind]
+        rest = [word for word in rest if word not in behind]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -59,8 +59,19 @@ def test_what_cannot_be_ablated_is_one_line(override, words):
     assert all(word in str(error.value) for word in words)
 
 
+def test_overrides_may_stand_behind_options(capsys):
+    for argv in (["rl.stpes=2", "--out", "x"], ["--out", "x", "rl.stpes=2"]):
+        assert cli.main(["ablate", str(QUICKSTART), *argv]) == cli.EXIT_CONFIG
+        assert "rl.stpes=2: unknown key; nearest valid key: rl.steps" in capsys.readouterr().err
+    for word in ("--ot", "nothing"):
+        with pytest.raises(SystemExit):
+            cli.main(["ablate", str(QUICKSTART), "--out", "x", "rl.steps=2", word])
+        assert f"unrecognized arguments: {word}" in capsys.readouterr().err
+
+
 def figures(accuracy, rewards=(0.0, 0.5)):
     return {
+        "num_problems": 100,
         "rewards": list(rewards),
         "accuracy_before": 0.25,
         "accuracy": accuracy,
@@ -84,6 +95,14 @@ def test_table_by_hand():
         "0.600 ± 0.141",
         "0.250 ± 0.071",
     ]
+    # Of accuracies 0.5 the standard error is sqrt(0.5 x 0.5 / 100). The difference's is 0.071 /
+    # sqrt(2) = 0.05: 0.25 is 5 of them, and 12.71 would be needed of two seeds.
+    assert lines[-1].endswith(
+        "by up to 0.050 (standard error). Different from all six at 95 % (paired t): none."
+    )
+    sure = {seed: figures(0.5 + 0.001 * seed) for seed in (0, 1)}
+    on = {seed: figures(0.9) for seed in (0, 1)}
+    assert report.table({ALL_ON: on, "kl": sure}, {}).endswith("(paired t): KL 0.001.\n")
     more = {"kl": {"sft.steps": 3}, "stop_word": {"sft.steps": 4}}
     alone = report.table({"kl": {0: figures(0.5)}}, more).splitlines()
     assert alone[-1] == "Runs with KL 0.001 also have sft.steps=3."

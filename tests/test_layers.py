@@ -146,7 +146,7 @@ def test_imports_without_jax(modules):
     assert not held & {"jax", "jaxlib", "flax", "torch", "transformers"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda p: p.stem)
 def test_config_file_parses(path, tmp_path, monkeypatch):
     """Where the weights and files that it names are, beside the directory of configs."""
     monkeypatch.chdir(tmp_path)
@@ -158,7 +158,9 @@ def test_config_file_parses(path, tmp_path, monkeypatch):
     cfg = configs.load(path)
     assert cfg.name == path.stem
     header = path.read_text().split("name =")[0]
-    assert re.search(rf"cir-jax (train|sft) configs/{path.name}( run_dir=\S+)?\n", header)
+    command = rf"cir-jax (train|sft) {path.relative_to(ROOT)}( run_dir=\S+)?\n"
+    assert re.search(command, header)
+    assert re.search(r"TPU v\d\w+-\d+|2 CPU cores", _with_bases(path))
 
 
 def _with_bases(path):

@@ -1,9 +1,11 @@
 """`cir-jax import-verl`: launches as bash and hydra read them, and what becomes of each key."""
 
+import functools
 import json
 import os
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from cir_jax.verl import hydra, shell
 from cir_jax.verl.keys import CIR_TEMPLATE, KEYS, Launch, key_of
 from cir_jax.verl.translate import to_toml, translate
 
+ROOT = Path(__file__).parent
 ACTOR = "actor_rollout_ref.actor."
 ROLLOUT = "actor_rollout_ref.rollout."
 
@@ -140,26 +143,43 @@ def launched(*words):
     return "python -m verl.trainer.main_ppo " + " ".join(words) + "\n"
 
 
-def of_bash(script, tmp_path, *given):
+FAKES = {
+    "python3": "shift 2\nfor word; do printf '%s\\0' \"$word\"; done\n",
+    "ray": 'while [ $# -gt 0 ] && [ "$1" != -- ]; do shift; done\nshift\n"$@"\n',
+}
+
+
+def of_bash(script, tmp_path, *given, home="/home/me"):
     """The same words by bash, with a `python3` that prints what it was given."""
-    fake = tmp_path / "python3"
-    fake.write_text("#!/bin/sh\nshift 2\nfor word; do printf '%s\\0' \"$word\"; done\n")
-    fake.chmod(0o755)
+    for name, text in FAKES.items():
+        fake = tmp_path / name
+        fake.write_text(f"#!/bin/sh\n{text}")
+        fake.chmod(0o755)
     path = tmp_path / "launch.sh"
     path.write_text(script)
     done = subprocess.run(
         ["bash", str(path), *given],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": "/home/me"},
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(home)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         check=True,
         cwd=tmp_path,
     )
-    return done.stdout.decode().split("\0")[:-1]
+    return done.stdout.decode().rpartition("\0")[0].split("\0")
 
 
 SCRIPTS = {
     "cir": CIR_SCRIPT,
     "arguments": 'A=1\npython3 -m verl.trainer.main_ppo a.b=$A "$@" c.d=2 2>&1 | cat\n',
+    "options": 'while getopts "m:n:" o; do\ncase $o in m) M=$OPTARG;; esac\ndone\n'
+    "shift $((OPTIND - 1))\npython3 -m verl.trainer.main_ppo m=${M:-1} n=2\n",
+    "trimmed": "M=org/a.b.c\npython3 -m verl.trainer.main_ppo a=${M##*/} b=${M#*/} c=${M%.*}"
+    " d=${M%%.*} e=${M%x} f=${M#?r}\n",
+    "items": 'M=(x y)\nN=1\npython3 -m verl.trainer.main_ppo a=${M[1]} b="${M[0]}" c=${N[0]}'
+    " d=${M[2]}.\n",
+    "inner": 'N=4\nenv X=1 bash -c "\n  cd . && python3 -m verl.trainer.main_ppo a=$N \\\n'
+    """    b=\\"x y\\" c='z  z'\n" || exit 1\n""",
+    "rest": 'python3 -m verl.trainer.main_ppo a.b=1 "${@:1}" c.d=2 ${*:1} | cat\n',
     "arrays": 'A=(a.b=1 a.c="x y" # why\n a.d=3 " e ")\nA+=(a.e=4)\nB="a.f=5 a.g=6 "\nC=()\n'
     'python3 -m verl.trainer.main_ppo "${A[@]}" $B x${B}y "$B" "" \'\' $B"" ${A[@]}z'
     ' "${C[@]}" $A ${A} "${A[*]}" ${C:-none} "${B[*]}"\n',
@@ -175,16 +195,122 @@ SCRIPTS = {
     "tests": 'X=b\nif [ "$X" = a ]; then Y=1; elif [[ $X == b ]]; then Y=2; else Y=3; fi\n'
     '[ -z "$Z" ] && Z=4\n[ -n "$Z" ] || Z=5\nif [ 2 -gt 10 ]; then Y=6\nfi\n'
     '[ -z "$Z" ] && W=1 && Y=7\n[ "${U-u}" = u ] || Y=9\n'
+    'if [ ! -n "$Y" ]; then Y=10; fi\n[[ "$X" == *Q* ]] && Y=11\n[[ $X != [^b]* ]] || Y=12\n'
+    '[[ "$X" == "*" ]] && Y=13\n[[ $HOME == /h*e ]] && Y=14\n[ "$X" = "?" ] && Y=15\n'
     "mkdir -p . || Y=8\nFOO=1 python3 -m verl.trainer.main_ppo y=$Y z=$Z\n",
 }
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_words_are_those_of_bash(name, tmp_path):
-    given = ["k.l=a b", "k.m=c"] if name == "arguments" else []
+    given = ["k.l=a b", "k.m=c"] if name in ("arguments", "rest") else []
     ours = arguments(SCRIPTS[name], *given, environment={"HOME": "/home/me"})
     assert ours == of_bash(SCRIPTS[name], tmp_path, *given)
     assert len(ours) > 1
+
+
+# Launches as they are published, whole.
+LAUNCHES = {path.stem: path.read_text() for path in sorted((ROOT / "launches").glob("*.sh"))}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_words_of_a_whole_launch_are_those_of_bash(name, tmp_path):
+    """But for values that hold the output of a command, which are not known."""
+    (tmp_path / "data/still3").mkdir(parents=True)
+    (tmp_path / "data/still3/train.parquet").touch()  # the script looks for it
+    environment = {"HOME": str(tmp_path), "PWD": str(tmp_path)}
+    command = shell.training_command(LAUNCHES[name], environment=environment)
+    unknown = {entry.key for entry in command.unknown}
+    words = of_bash(LAUNCHES[name], tmp_path, home=tmp_path)
+    assert len(words) == len(command.arguments) + len(unknown) > 25
+    assert list(command.arguments) == [w for w in words if w.partition("=")[0] not in unknown]
+    assert unknown == (
+        {"trainer.experiment_name", "trainer.default_local_dir"} if name == "cir" else set()
+    )
+
+
+# What each of them has to come to, besides what they leave to veRL.
+OF_LAUNCHES = {
+    "cir": {
+        "name": "qwen2.5-math-7b-calls2",
+        "rl.advantage": "reinforce_pp_baseline",
+        "rl.clip_high": 0.28,
+        "rollout.max_calls": 2,
+        "rollout.boundary": "fence",
+        "rollout.samples_per_prompt": 16,
+        "rollout.max_response_tokens": 4096,
+        "rl.minibatch_prompts": 64,
+        "rl.train_tool_tokens": False,
+        "data.files": ("data/still3/train.parquet",),
+        "data.eval_files": ("data/aime24.parquet", "data/aime25.parquet"),
+        "data.chat": False,
+        "seed": 42,
+    },
+    "torl": {
+        "name": "rl.grpo_qwen.math.1.5b_torl_data_numcall1",
+        "rl.advantage": "grpo",
+        "rl.clip_high": 0.2,
+        "rl.minibatch_prompts": 128,
+        "rl.kl_coef": 0.0,
+        "rl.steps": 500,
+        "rollout.max_calls": 1,
+        "rollout.boundary": "stop_word",
+    },
+    "dapo": {
+        "name": "DAPO-Qwen2.5-7B",
+        "rl.advantage": "grpo",
+        "rl.dual_clip": 10.0,
+        "rl.optim.weight_decay": 0.1,
+        "rl.optim.warmup_steps": 160,
+        "rollout.refill_rounds": 29,
+        "rollout.max_calls": 0,
+        "reward.overlong_buffer": 4096,
+        "data.chat": True,
+    },
+    "grpo": {
+        "name": "qwen2_5_3b_function_rm",
+        "rl.advantage": "grpo",
+        "rl.kl_coef": 0.001,
+        "rl.kl_in": "loss",
+        "rl.kl_estimator": "k3",
+        "rollout.samples_per_prompt": 5,
+        "checkpoint.every": 20,
+    },
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_whole_launch_becomes_a_config(name, tmp_path):
+    environment = {"HOME": str(tmp_path), "PWD": str(tmp_path)}
+    command = shell.training_command(LAUNCHES[name], environment=environment)
+    translation = translate(command, name="file")
+    assert not translation.lines("lacking", "unknown")
+    cfg = written(translation, tmp_path, weights=True)
+    assert {key: value_at(cfg, key) for key in OF_LAUNCHES[name]} == OF_LAUNCHES[name]
+
+
+def value_at(cfg, key):
+    return functools.reduce(getattr, key.split("."), cfg)
+
+
+def test_an_unknown_value_is_named_before_what_depends_on_it():
+    command = shell.training_command(launched(*BASE[:2], "trainer.total_training_steps=$(steps)"))
+    with pytest.raises(ConfigError, match=r"total_training_steps=\$\(steps\): line 1: commands"):
+        translate(command, tasks=["sum"], name="run")
+
+
+def test_a_name_that_is_not_known_is_the_scripts(tmp_path):
+    for name in ("$(date)", "$NAME"):
+        command = shell.training_command(launched(*BASE, f"trainer.experiment_name={name}"))
+        assert setting(translate(command, tasks=["sum"], name="file"), "name") == "file"
+
+
+def test_an_instruct_models_shape_is_its_bases():
+    translation = translated("actor_rollout_ref.model.path=Qwen/Qwen2.5-7B-Instruct")
+    assert setting(translation, "model.preset") == "Qwen2.5-7B"
+    assert setting(translation, "sft.weights") == "weights/Qwen2.5-7B-Instruct"
+    said = line(translation, "actor_rollout_ref.model.path").outcome.text
+    assert "cir-jax import-hf Qwen/Qwen2.5-7B-Instruct weights/Qwen2.5-7B-Instruct" in said
 
 
 def test_arguments_go_to_the_end_where_the_script_has_no_place_for_them():
@@ -206,7 +332,7 @@ def test_variables_are_given_or_found_in_the_environment():
         (launched("a.b=`ls`"), ["`ls`", "not run"]),
         ("if [ -f x ]; then\nX=1\nfi\n" + launched("a.b=$X"), ["X", "line 2", "may not be run"]),
         ("for X in 1 2; do\nY=$X\ndone\n" + launched("a.b=$Y"), ["Y", "line 2"]),
-        (launched("a.b=${X%.sh}"), ["${X%.sh}"]),
+        (launched("a.b=${X/a/b}"), ["${X/a/b}"]),
         (launched("a.b=$((1 / 0))"), ["1 / 0"]),
         (launched("a.b=$((N * 2))"), ["N", "not set"]),
         (launched("a.b=$'x'"), ["$'...'"]),
@@ -373,6 +499,7 @@ def line(translation, key):
         (ACTOR + "tis_imp_ratio_cap=2", "honoured", {"rl.importance_cap": 2.0}),
         ("algorithm.adv_estimator=grpo", "translated", {"rl.advantage": "grpo"}),
         ("algorithm.adv_estimator=gae", "translated", {"rl.advantage": "gae"}),
+        ("algorithm.adv_estimator=rloo_vectorized", "translated", {"rl.advantage": "rloo"}),
         (ACTOR + "ppo_epochs=2", "honoured", {"rl.epochs": 2}),
         (ACTOR + "ppo_mini_batch_size=100", "lacking", {}),
         (ACTOR + "clip_ratio=0.1", "lacking", {}),
@@ -412,12 +539,30 @@ def test_a_key_without_effect_depends_on_the_one_that_gives_it_one():
     assert line(both, "algorithm.use_kl_in_reward").outcome.category == "lacking"
     adaptive = translated("algorithm.kl_ctrl.type=adaptive", "algorithm.use_kl_in_reward=True")
     assert line(adaptive, "algorithm.kl_ctrl.type").outcome.category == "lacking"
-    centred = ("algorithm.adv_estimator=grpo", "algorithm.norm_adv_by_std_in_grpo=False")
-    assert setting(translated(*centred), "rl.advantage") == "dr_grpo"
+    for name in ("grpo", "grpo_vectorized"):
+        centred = (f"algorithm.adv_estimator={name}", "algorithm.norm_adv_by_std_in_grpo=False")
+        assert setting(translated(*centred), "rl.advantage") == "dr_grpo"
     # ToRL's way to have none.
     zero = translated(ACTOR + "use_kl_loss=True", ACTOR + "kl_loss_coef=0.0")
     assert line(zero, ACTOR + "use_kl_loss").outcome.category == "honoured"
     assert not zero.lines("lacking", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "category"),
+    [
+        (["algorithm.kl_ctrl.kl_coef=0.001"], "lacking"),
+        (["algorithm.kl_ctrl.kl_coef=0.0"], "ignored"),
+        (["algorithm.kl_ctrl.kl_coef=0.001", "algorithm.use_kl_in_reward=False"], "ignored"),
+        (["algorithm.kl_ctrl.kl_coef=0.001", ACTOR + "use_kl_loss=True"], "ignored"),
+        ([], "ignored"),
+        # A fork of the time when it had an effect.
+        ([ROLLOUT + "max_call_time=2"], "approximated"),
+    ],
+)
+def test_kl_in_the_reward_of_older_versions(overrides, category):
+    entry = line(translated(*overrides), "algorithm.kl_ctrl.kl_coef")
+    assert entry.outcome.category == category
 
 
 def test_tool_tokens_in_the_loss():

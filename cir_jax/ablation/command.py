@@ -15,6 +15,8 @@ def add(commands) -> None:
     ablate = commands.add_parser(
         "ablate",
         help="train with each of the six strategies switched off in turn",
+        usage="cir-jax ablate CONFIG [key.path=value ...] [--out DIR] [--seeds N ...] "
+        "[--off STRATEGY ...]",
         description="Trains as CONFIG says, and once more with each of CIR's six strategies "
         "switched off, for each seed, and prints a table. A run is OUT/STRATEGY/SEED; one that is "
         "there already is not done again, one that was stopped goes on. OUT also gets the table "

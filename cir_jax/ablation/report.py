@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax import config as configs
 from cir_jax import metrics
 from cir_jax.ablation.strategies import ALL_ON, STRATEGIES
 
 TABLE, FIGURES, PLOT = "ablation.md", "ablation.json", "ablation.png"
 # Steps over which the figure's curves are averaged.
 _SMOOTH = 5
+# Student's t below which 95 % of what is 0 lies on both sides, for 2, 3, ... seeds.
+_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def figures_of(run_dir: Path) -> dict[str, Any]:
@@ -22,6 +25,7 @@ def figures_of(run_dir: Path) -> dict[str, Any]:
     rewards = [row["reward"] for row in rows if row["kind"] == "rl"]
     before, after = [row for row in rows if row["kind"] == "eval"][-2:]
     return {
+        "num_problems": configs.load_run(run_dir).eval.num_problems,
         "rewards": rewards,
         "accuracy_before": before["accuracy"],
         "accuracy": after["accuracy"],
@@ -50,7 +54,7 @@ def write(results: Results, more: More, folder: Path) -> str:
 
 def table(results: Results, more: More) -> str:
     """Mean and standard deviation over seeds; the difference is of runs of equal seeds. Below it
-    stands what else is not the same in a strategy's runs."""
+    stands how sure that is, and what else is not the same in a strategy's runs."""
     lines = [
         "| off | seeds | reward, all steps | reward, last tenth | held-out accuracy "
         "| less than with all six | code where needed |",
@@ -61,12 +65,7 @@ def table(results: Results, more: More) -> str:
         def over(figure: str, runs=by_seed) -> str:
             return _spread([run[figure] for run in runs.values()])
 
-        base = results.get(ALL_ON, {})
-        less = [
-            base[seed]["accuracy"] - run["accuracy"]
-            for seed, run in by_seed.items()
-            if seed in base
-        ]
+        less = _less(results, name)
         cells = [
             "nothing" if name == ALL_ON else STRATEGIES[name].title,
             ", ".join(str(seed) for seed in by_seed),
@@ -75,11 +74,38 @@ def table(results: Results, more: More) -> str:
             over("needed_code_share"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", _how_sure(results)]
     for name in results:
         if keys := more.get(name):
             changes = ", ".join(f"{key}={value}" for key, value in keys.items())
             lines += ["", f"Runs with {STRATEGIES[name].title} also have {changes}."]
     return "\n".join(lines) + "\n"
+
+
+def _less(results: Results, name: str) -> list[float]:
+    """By how much the accuracy without a strategy falls short of that of all six, seed by seed."""
+    base = results.get(ALL_ON, {})
+    both = [seed for seed in results[name] if seed in base]
+    return [base[seed]["accuracy"] - results[name][seed]["accuracy"] for seed in both]
+
+
+def _how_sure(results: Results) -> str:
+    runs = [run for by_seed in results.values() for run in by_seed.values()]
+    error = max((r["accuracy"] * (1 - r["accuracy"]) / r["num_problems"]) ** 0.5 for r in runs)
+    text = (
+        "Mean ± standard deviation over seeds. Which problems are held out alone moves an accuracy "
+        f"by up to {error:.3f} (standard error)."
+    )
+    shown = []
+    for name in results:
+        less = _less(results, name)
+        if name != ALL_ON and 2 <= len(less) <= len(_T95) + 1:
+            error = np.std(less, ddof=1) / len(less) ** 0.5
+            if abs(np.mean(less)) > _T95[len(less) - 2] * error:
+                shown.append(STRATEGIES[name].title)
+    if any(len(by_seed) > 1 for by_seed in results.values()):
+        text += f" Different from all six at 95 % (paired t): {', '.join(shown) or 'none'}."
+    return text
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -88,7 +114,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Rewards by RL step, means over seeds; held-out accuracies, a dot for each seed."""
+    """Rewards by RL step, means over seeds; held-out accuracies, a dot for each seed and a bar for
+    their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -102,12 +129,14 @@ def plot(results: Results, path: Path) -> None:
         title = STRATEGIES[name].title
         line = curves.plot(steps, smooth, label=title, linewidth=2.5 if name == ALL_ON else 1.2)
         accuracies = [run["accuracy"] for run in by_seed.values()]
-        dots.scatter(accuracies, [-n] * len(accuracies), color=line[0].get_color())
+        color = line[0].get_color()
+        dots.scatter(accuracies, [-n] * len(accuracies), color=color, s=16, alpha=0.7)
+        dots.scatter(np.mean(accuracies), -n, color=color, marker="|", s=400)
     before = {run["accuracy_before"] for by_seed in results.values() for run in by_seed.values()}
     for accuracy in before:
         dots.axvline(accuracy, color="grey", linestyle=":", linewidth=1)
-    curves.set(xlabel="RL step", ylabel=f"reward, mean of {_SMOOTH} steps and all seeds")
-    curves.legend(fontsize=8)
-    dots.set(xlabel="held-out accuracy after RL (dotted: before)")
+    curves.set(xlabel="RL step", ylabel=f"reward, mean of {width} steps and all seeds")
+    curves.legend(title="runs with", fontsize=8)
+    dots.set(xlabel="held-out accuracy after RL\n(bar: mean of seeds; dotted: before RL)")
     dots.set_yticks([-n for n in range(len(results))], [STRATEGIES[n].title for n in results])
     figure.savefig(path, dpi=120)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cir_jax import config as configs
-from cir_jax.config import Config, ConfigError, eval_max_calls
+from cir_jax.config import Config, ConfigError, most_calls
 
 ALL_ON = "all_on"
 
@@ -21,7 +21,7 @@ class Strategy(NamedTuple):
 
 
 # KL and entropy with the weights that veRL's scripts use. The budget is fixed at what it would
-# come to, so that all runs are evaluated with the same.
+# come to in training, so that all runs end with the same.
 STRATEGIES = {
     ALL_ON: Strategy("all six", lambda cfg: {}),
     "stop_word": Strategy(
@@ -30,7 +30,11 @@ STRATEGIES = {
     "tool_tokens": Strategy("tool output trained on", lambda cfg: {"rl.train_tool_tokens": True}),
     "entropy_bonus": Strategy("entropy bonus 0.001", lambda cfg: {"rl.entropy_coef": 0.001}),
     "fixed_budget": Strategy(
-        "fixed budget", lambda cfg: {"rollout.max_calls": eval_max_calls(cfg)}
+        "fixed budget",
+        lambda cfg: {
+            "rollout.max_calls": most_calls(cfg.rollout),
+            "rollout.raise_calls_above": None,
+        },
     ),
     "kl": Strategy("KL 0.001", lambda cfg: {"rl.kl_coef": 0.001}),
     "symmetric_clip": Strategy("symmetric clip", lambda cfg: {"rl.clip_high": cfg.rl.clip_low}),

@@ -49,8 +49,9 @@ def reinforce_pp_baseline(of: Rollouts) -> Float[Array, "P G T"]:
     No division by the group's deviation.
     Source: REINFORCE++, arXiv:2501.03262, section 3.2; as run in CIR, arXiv:2505.24480.
     """
-    count_PG = jnp.sum(of.mask, axis=2, dtype=of.rewards.dtype)
-    return _of_tokens(whiten(_centred(_outcome(of)), count_PG), of)
+    a_PG = _centred(_outcome(of))
+    count_PG = jnp.sum(of.mask, axis=2).astype(a_PG.dtype)
+    return _of_tokens(whiten(a_PG, count_PG), of)
 
 
 def reinforce_pp(of: Rollouts) -> Float[Array, "P G T"]:

@@ -25,7 +25,9 @@ ESTIMATORS = {
     "reinforce_plus_plus_baseline": "reinforce_pp_baseline",
     "reinforce_plus_plus": "reinforce_pp",
     "grpo": "grpo",
+    "grpo_vectorized": "grpo",
     "rloo": "rloo",
+    "rloo_vectorized": "rloo",
     "gae": "gae",
 }
 AGGREGATIONS = {
@@ -175,7 +177,9 @@ def _estimator(value: Any, launch: Launch) -> Outcome:
     if value not in ESTIMATORS:
         return Outcome("lacking", f"advantage estimator; here: {', '.join(ESTIMATORS)}")
     by_std = launch["algorithm.norm_adv_by_std_in_grpo"]
-    ours = "dr_grpo" if value == "grpo" and not by_std else ESTIMATORS[value]
+    ours = ESTIMATORS[value]
+    if ours == "grpo" and not by_std:
+        ours = "dr_grpo"
     settings = {"rl.advantage": ours}
     if value == "reinforce_plus_plus" and launch.calls():
         text = (
@@ -244,6 +248,25 @@ def _kl_reward(value: Any, launch: Launch) -> Outcome:
     if value and launch[_ACTOR + "use_kl_loss"]:
         return Outcome("lacking", "KL in the reward and in the loss at once")
     return _kl(value, launch, "reward", "algorithm.kl_ctrl.kl_coef", "algorithm.kl_penalty")
+
+
+def _kl_coefficient(value: Any, launch: Launch) -> Outcome:
+    """Before use_kl_in_reward came, in 0.3, it was in the reward wherever use_kl_loss was off."""
+    in_reward = launch.values.get("algorithm.use_kl_in_reward")
+    if in_reward:
+        return Outcome("ignored", "see use_kl_in_reward")
+    if in_reward is not None or number(value) == 0 or launch[_ACTOR + "use_kl_loss"]:
+        return Outcome("ignored", "no KL in the reward")
+    if "algorithm.kl_ctrl.kl_coef" in launch.values:
+        text = (
+            "without effect since veRL 0.3 unless use_kl_in_reward=True, and KL in the reward "
+            "before: say algorithm.use_kl_in_reward"
+        )
+        return Outcome("lacking", text)
+    if launch.calls():
+        text = "no KL in the reward; in veRL before 0.3 this was so only where it is set to 0"
+        return Outcome("approximated", text)
+    return Outcome("ignored", "no KL in the reward")
 
 
 def _kl(value: Any, launch: Launch, place: str, coefficient: str, estimator: str) -> Outcome:
@@ -465,6 +488,13 @@ def of_files(rule: Rule) -> Rule:
     return checked
 
 
+def _template_type(value: Any, launch: Launch) -> Outcome:
+    if launch.tasks:
+        return Outcome("approximated", "the prompt is data.template, CIR's")
+    text = "which words stand around a question: here those that the files' messages have"
+    return Outcome("approximated", text)
+
+
 def _truncation(value: Any, launch: Launch) -> Outcome:
     if launch.tasks:
         return approximated("a longer prompt is an error here, not cut", ("error",))(value, launch)
@@ -529,7 +559,8 @@ def _name(value: Any, launch: Launch) -> Outcome:
     known = re.sub(r"\$\(.*?\)|\$\{.*?\}|\$\w+|`.*?`", "", str(value))
     name = re.sub(r"[^\w.-]+", "-", known).strip("-._")
     if not name:
-        raise ValueError("must hold a letter or a number")
+        # Nothing of it is known, or it is of other letters.
+        return Outcome("ignored", "the run's name, which is the script's here")
     category: Category = "honoured" if name == value else "translated"
     return Outcome(category, "name of the run and its directory", {"name": name})
 
@@ -592,7 +623,8 @@ def _model(value: Any, launch: Launch) -> Outcome:
     if settings := _model_of(directory):
         settings |= {"sft.weights": directory, "tokenizer": directory}
         return Outcome("translated", f"shape, weights and tokenizer of {directory}", settings)
-    known = {preset.lower(): preset for preset in PRESETS}.get(name.lower())
+    presets = {preset.lower(): preset for preset in PRESETS}
+    known = presets.get(name.lower().removesuffix("-instruct"))
     if not known:
         text = (
             "is neither a directory here nor one of our presets: import the weights "
@@ -601,10 +633,16 @@ def _model(value: Any, launch: Launch) -> Outcome:
         return Outcome("lacking", text)
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path)
     owner = "deepseek-ai" if known.startswith("DeepSeek") else "Qwen"
-    out = launch.weights or f"weights/{known}"
-    source = path if is_hub_id else f"{owner}/{known}"
+    is_sibling = name.lower() not in presets
+    full_name = name if is_sibling else known
+    out = launch.weights or f"weights/{full_name}"
+    source = path if is_hub_id else f"{owner}/{full_name}"
     text = f"preset {known}; its weights: cir-jax import-hf {source} {out}"
     settings = {"model.preset": known, "sft.weights": out, "tokenizer": out}
+    if is_sibling:
+        text += (
+            f" (a shape other than {known}'s is an error that names the key, once they are read)"
+        )
     return Outcome("translated", text, settings)
 
 
@@ -685,7 +723,7 @@ KEYS: dict[str, Key] = {
     "data.truncation": Key(_truncation, "error", always=True),
     "data.filter_overlong_prompts": Key(_filter_prompts, False),
     "data.filter_overlong_prompts_workers": Key(_HARDWARE),
-    "data.template_type": Key(approximated("the prompt is data.template, CIR's")),
+    "data.template_type": Key(_template_type),
     "data.prompt_key": Key(
         of_files(same("data.columns.prompt", str, "column of the messages")), "prompt"
     ),
@@ -718,13 +756,16 @@ KEYS: dict[str, Key] = {
     ),
     "algorithm.lam": Key(of_critic(same("rl.critic.lam", number, "GAE's lambda")), 1.0),
     "algorithm.norm_adv_by_std_in_grpo": Key(
-        where(_ESTIMATOR, ("grpo",), ignored("says whether adv_estimator is our dr_grpo")), True
+        where(
+            _ESTIMATOR,
+            ("grpo", "grpo_vectorized"),
+            ignored("says whether adv_estimator is our dr_grpo"),
+        ),
+        True,
     ),
     "algorithm.use_kl_in_reward": Key(_kl_reward, False),
     "algorithm.kl_penalty": Key(ignored("see use_kl_in_reward"), "kl"),
-    "algorithm.kl_ctrl.kl_coef": Key(
-        where("algorithm.use_kl_in_reward", (True,), ignored("see use_kl_in_reward")), 0.001
-    ),
+    "algorithm.kl_ctrl.kl_coef": Key(_kl_coefficient, 0.001, always=True),
     "algorithm.kl_ctrl.type": Key(
         where("algorithm.use_kl_in_reward", (True,), only("fixed", effect="the weight stays")),
         "fixed",

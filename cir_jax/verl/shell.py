@@ -9,23 +9,26 @@ drops the quotes that say which of them are expanded; hence a scanner of our own
 
 import ast
 import dataclasses
+import fnmatch
 import itertools
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=", re.ASCII)
+from cir_jax.verl.words import ASSIGNMENT, Statement, after, statements
+
 _PARAMETER = re.compile(
-    r"(?P<name>[A-Za-z_]\w*|\d+|[@*#])(?P<all>\[[@*]\])?(?:(?P<how>:?[-=+?])(?P<word>.*))?",
+    r"(?P<name>[A-Za-z_]\w*|\d+|[@*#])(?P<all>\[(?:[@*]|\d+)\])?(?:(?P<how>:?[-=+?])(?P<word>.*))?",
     re.ASCII | re.DOTALL,
 )
+_TRIM = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<how>##?|%%?)(?P<word>.*)", re.ASCII | re.DOTALL)
+_REST = re.compile(r"[@*]:\d+", re.ASCII)
 _QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"])*\"|\\.|\$\{[^}]*\}", re.DOTALL)
 _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#]", re.ASCII)
-_BLANKS = re.compile(r"(?:[ \t\r]|\\\n)*")
-_END = re.compile(r"&&|\|\||;;|[;|&()\n]|\Z")
-_REDIRECT = re.compile(r"\d*(?:<<<|<<|>>|[<>]&|[<>])[ \t]*")
+_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)", re.ASCII)
 _PYTHON = re.compile(r"-m|(?:.*/)?(?:python[\d.]*|torchrun)")
+_SHELL = re.compile(r"(?:.*/)?(?:ba|z|da)?sh")
 _LAUNCH = re.compile(r"(?:[\w./-]*[./])?(main_\w+)(?:\.py)?", re.ASCII)
 _KEY = re.compile(r"\"?[+~]{0,2}([A-Za-z_][\w.]*)=")
 _KEY_ALONE = re.compile(r"[+~]{0,2}[a-z_]\w*(\.\w+)+=", re.ASCII)
@@ -77,7 +80,7 @@ def training_command(
     Raises ValueError naming the line, and the variable if that is what an argument's key hangs on.
     """
     shell = _Shell(arguments, dict(environment) | dict(given), frozenset(given))
-    for statement in _statements(script):
+    for statement in statements(script):
         shell.run(statement)
     if len(shell.found) != 1:
         lines = ", ".join(str(command.line) for command in shell.found)
@@ -90,93 +93,13 @@ def training_command(
 
 
 class _Unknown(Exception):
-    """A value that cannot be told without running something."""
+    """A value that cannot be told without running something. shown: what is known of it."""
+
+    shown = ""
 
 
 # A piece of a word, with whether blanks in it part words; a tuple: words that are parted already.
 _Part = tuple[str | tuple[str, ...], bool]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Statement:
-    """words: as they are written, quotes and all; end: the operator or newline after them."""
-
-    line: int
-    words: tuple[str, ...]
-    end: str
-
-
-def _statements(text: str) -> Iterator[_Statement]:
-    words: list[str] = []
-    # Ends of the texts that follow the line, `<<END`.
-    documents: list[str] = []
-    at, line, position = 0, 1, 0
-    while True:
-        at = _BLANKS.match(text, at).end()
-        if text[at : at + 1] == "#":
-            at = (text + "\n").index("\n", at)
-        line += text.count("\n", position, at)
-        position = at
-        if not words:
-            start = line
-        if end := _END.match(text, at):
-            if words:
-                yield _Statement(start, tuple(words), end[0])
-            if at >= len(text):
-                return
-            words = []
-            at = end.end()
-            if end[0] == "\n":
-                for document in documents:
-                    close = re.compile(rf"^\t*{re.escape(document)}$", re.MULTILINE)
-                    found = close.search(text, at)
-                    at = found.end() if found else len(text)
-                documents = []
-        elif redirect := _REDIRECT.match(text, at):
-            at = _word_end(text, redirect.end(), line)
-            if redirect[0].strip().endswith("<<"):
-                documents.append(re.sub("^-|[\"'\\\\]", "", text[redirect.end() : at]))
-        else:
-            end_of_word = _word_end(text, at, line)
-            words.append(text[at:end_of_word])
-            at = end_of_word
-
-
-def _word_end(text: str, at: int, line: int) -> int:
-    begin = at
-    while at < len(text) and text[at] not in " \t\r\n;|&<>)":
-        if text[at] == "(":
-            # An array, `NAME=(...)`; else the end of a word such as a function's name.
-            assignment = _ASSIGNMENT.match(text, begin)
-            if not assignment or assignment.end() != at:
-                break
-        at = _after(text, at, line)
-    return at
-
-
-def _after(text: str, at: int, line: int) -> int:
-    """Past the character, quoted text or bracketed expansion that begins there."""
-    char = text[at]
-    try:
-        if char == "\\":
-            return min(at + 2, len(text))
-        if char in "'`":
-            return text.index(char, at + 1) + 1
-        if char == '"':
-            at += 1
-            while text[at] != '"':
-                inside = text[at] == "\\" or text[at : at + 2] in ("$(", "${")
-                at = _after(text, at, line) if inside else at + 1
-            return at + 1
-        if char == "(" or text[at : at + 2] in ("$(", "${"):
-            at += 1 if char == "(" else 2
-            close = "}" if text[at - 1] == "{" else ")"
-            while text[at] != close:
-                at = _after(text, at, line)
-            return at + 1
-    except (ValueError, IndexError):
-        raise ValueError(f"line {line}: {char} is not closed") from None
-    return at + 1
 
 
 class _Shell:
@@ -199,7 +122,7 @@ class _Shell:
         # What a variable that is not set is; None: an error, as bash's `set -u` has it.
         self._unset: str | None = None
 
-    def run(self, statement: _Statement) -> None:
+    def run(self, statement: Statement) -> None:
         words = list(statement.words)
         while words and words[0] in ("then", "do", "{", "}", "!"):
             words.pop(0)
@@ -212,7 +135,9 @@ class _Shell:
         elif statement.end != "&&":
             self._guard = True
         if first in ("if", "while", "until"):
-            holds = self._holds(rest, statement.end)
+            # Our arguments are none that a script would look for.
+            is_getopts = rest[:1] == ["getopts"]
+            holds = False if is_getopts else self._holds(rest, statement.end)
             if first != "if":
                 # What a loop leaves behind is known only if it is not entered.
                 holds = False if holds is (first == "until") else None
@@ -244,13 +169,23 @@ class _Shell:
         """Whether a test holds; None if that is not known."""
         if end in ("&&", "||", "|") or len(words) < 3 or words[0] not in ("[", "[["):
             return None
+        negated = words[1] == "!"
+        test = words[1 + negated : -1]
+        last = test[-1] if test else ""
+        # What [[ x == *y ]] compares with is a pattern, unless it is quoted.
+        is_pattern = words[0] == "[[" and re.search(r"[*?[]", _QUOTED.sub("", last))
         self._unset = ""
         try:
-            match [self._text(word) for word in words[1:-1]]:
+            match [self._text(word) for word in test]:
                 case ["-z" | "-n" as kind, text]:
-                    return (text == "") is (kind == "-z")
+                    return ((text == "") is (kind == "-z")) is not negated
+                case [left, "=" | "==" | "!=" as kind, right] if is_pattern:
+                    if '"' in last or "'" in last or "\\" in last or "$" in last:
+                        return None
+                    matches = fnmatch.fnmatchcase(left, right.replace("[^", "[!"))
+                    return (matches is (kind != "!=")) is not negated
                 case [left, kind, right] if kind in _TESTS:
-                    return _TESTS[kind](left, right)
+                    return _TESTS[kind](left, right) is not negated
         except (_Unknown, ValueError):
             pass
         finally:
@@ -261,9 +196,9 @@ class _Shell:
         declares = words[0] in _DECLARERS
         if declares:
             words = [word for word in words[1:] if not word.startswith("-")]
-        if declares or all(_ASSIGNMENT.match(word) for word in words):
+        if declares or all(ASSIGNMENT.match(word) for word in words):
             for word in words:
-                if assignment := _ASSIGNMENT.match(word):
+                if assignment := ASSIGNMENT.match(word):
                     self._assign(assignment, word, line, certain)
         elif words[0] == "unset":
             for word in words[1:]:
@@ -274,6 +209,13 @@ class _Shell:
                 "end, cuts it off from the training command"
             )
         for i, (before, word) in enumerate(itertools.pairwise(words)):
+            if before in ("-c", "-lc") and i and _SHELL.fullmatch(words[i - 1]):
+                # What stands behind it, such as || exit, is no part of it.
+                guard, self._guard = self._guard, True if certain else None
+                for inner in statements(_unquoted(word)):
+                    self.run(dataclasses.replace(inner, line=line + inner.line - 1))
+                self._guard = guard
+                return
             launch = _LAUNCH.fullmatch(word)
             if launch and _PYTHON.fullmatch(before):
                 self.found.append(self._launch(line, launch[1], words[i + 2 :]))
@@ -288,7 +230,7 @@ class _Shell:
                 key = _KEY.match(word)
                 if not key:
                     raise ValueError(f"line {line}: {word}: {reason}") from None
-                text = word[key.end() :].replace('"', "")
+                text = self._shown(word[key.end() :])
                 unknown.append(Unknown(key[1], text, f"line {line}: {reason}"))
         return Command(module, tuple(arguments), tuple(unknown), line)
 
@@ -303,7 +245,7 @@ class _Shell:
             if not certain:
                 raise _Unknown(f"{name} is assigned in line {line}, which may not be run")
             if source.startswith("("):
-                inner = [w for s in _statements(source[1:-1]) for w in s.words]
+                inner = [w for s in statements(source[1:-1]) for w in s.words]
                 value = tuple(field for w in inner for field in self._fields(w))
                 if appends and isinstance(before, tuple):
                     value = (*before, *value)
@@ -316,9 +258,21 @@ class _Shell:
                     value = before + value
             if isinstance(before, _Unknown) and appends:
                 raise before
-        except _Unknown as unknown:
-            value = unknown
+        except _Unknown as reason:
+            value = _Unknown(*reason.args)
+            if certain:
+                value.shown = self._shown(source)
         self._variables[name] = value
+
+    def _shown(self, word: str) -> str:
+        """A word without its quotes; what is not known of it is as it is written."""
+
+        def value(match: re.Match) -> str:
+            held = self._variables.get(match[1] or match[2])
+            known = held.shown if isinstance(held, _Unknown) else held
+            return known if known and isinstance(known, str) else match[0]
+
+        return _VARIABLE.sub(value, word.replace('"', ""))
 
     def _text(self, word: str) -> str:
         """A word's expansion as one text."""
@@ -372,7 +326,7 @@ class _Shell:
                     yield "\\" * (quoted and escaped not in '$`"\\') + escaped, False
                 at += 2
             elif char == "`":
-                raise _Unknown(f"commands are not run: {word[at : _after(word, at, 0)]}")
+                raise _Unknown(f"commands are not run: {word[at : after(word, at, 0)]}")
             elif char == "$":
                 parts, at = self._expansion(word, at, quoted)
                 for part, splits in parts:
@@ -385,15 +339,15 @@ class _Shell:
     def _expansion(self, word: str, at: int, quoted: bool) -> tuple[list[_Part], int]:
         """The parts of what begins with $ there, and the place after it."""
         if word.startswith("$((", at):
-            end = _after(word, at, 0)
+            end = after(word, at, 0)
             return [(str(self._arithmetic(word[at + 3 : end - 2])), False)], end
         if word.startswith("$(", at):
-            end = _after(word, at, 0)
+            end = after(word, at, 0)
             if word[at + 2 : end - 1].strip() == "pwd":
                 return [(self._value("PWD"), True)], end
             raise _Unknown(f"commands are not run: {word[at:end]}")
         if word.startswith("${", at):
-            end = _after(word, at, 0)
+            end = after(word, at, 0)
             return self._parameter(word[at + 2 : end - 1]), end
         if word.startswith("$'", at) and not quoted:
             raise _Unknown("$'...' is not an expansion that is known here")
@@ -401,7 +355,13 @@ class _Shell:
         return ([(self._value(name[0]), True)], name.end()) if name else ([("$", False)], at + 1)
 
     def _parameter(self, inner: str) -> list[_Part]:
+        if _REST.fullmatch(inner):
+            # From its N-th argument on: ours are overrides, which come behind the script's own.
+            inner = inner[0]
         match = _PARAMETER.fullmatch(inner)
+        if trim := _TRIM.fullmatch(inner):
+            value = self._value(trim["name"])
+            return [(_trimmed(str(value), trim["how"], self._text(trim["word"])), True)]
         if not match:
             raise _Unknown(f"${{{inner}}} is not an expansion that is known here")
         name, how, word = match["name"], match["how"] or "", match["word"] or ""
@@ -414,6 +374,9 @@ class _Shell:
         if value is not None and is_set:
             if match["all"] == "[*]" and isinstance(value, tuple):
                 value = " ".join(value)
+            elif match["all"] not in (None, "[@]", "[*]"):
+                items, index = value if isinstance(value, tuple) else (value,), match["all"][1:-1]
+                value = items[int(index)] if int(index) < len(items) else ""
             return [(value, True)]
         if how.endswith("?") or not how:
             raise _Unknown(f"{name} is not set")
@@ -473,6 +436,24 @@ class _Shell:
             return value(ast.parse(text.strip(), mode="eval"))
         except (SyntaxError, ValueError):
             raise _Unknown(f"$(({source})) is not whole-number arithmetic") from None
+
+
+def _unquoted(word: str) -> str:
+    """A script that is a word, such as what follows bash -c, without the quotes around it."""
+    if word.startswith("'") and word.endswith("'"):
+        return word[1:-1]
+    return re.sub(r'\\(["$`\\])', r"\1", word.removeprefix('"').removesuffix('"'))
+
+
+def _trimmed(text: str, how: str, pattern: str) -> str:
+    """${NAME#pattern} and its kin: less the shortest (##: longest) start, or end, that matches."""
+    cuts = range(len(text) + 1)
+    if (how[0] == "#") == (len(how) == 2):
+        cuts = reversed(cuts)
+    for at in cuts:
+        if fnmatch.fnmatchcase(text[:at] if how[0] == "#" else text[at:], pattern):
+            return text[at:] if how[0] == "#" else text[:at]
+    return text
 
 
 def _either(a: bool | None, b: bool | None) -> bool | None:

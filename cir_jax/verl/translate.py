@@ -80,14 +80,14 @@ def translate(
     given |= {key: hydra.Override(key, entry.text, entry.text) for key, entry in unknown.items()}
     values |= {key: entry.text for key, entry in unknown.items()}
     launch = Launch(values, tuple(tasks), weights)
+    for entry in unknown.values():
+        _check_unknown(entry, launch)
     report = [_option(option) for option in options]
     settings: dict[str, tuple[Any, str]] = {"name": (name, "")}
     unset = [key for key, entry in KEYS.items() if entry.always and key not in values]
     # veRL's own values first: what the launch says wins over them.
     for key in (*unset, *given):
         override = given.get(key)
-        if key in unknown:
-            _check_unknown(unknown[key], launch)
         line = _line(key, override, launch)
         report.append(line)
         for ours, value in line.outcome.settings.items():
