@@ -7,7 +7,7 @@ compiler, which follows `constrain`; so are all axes in decoding.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -34,16 +34,32 @@ RULES: dict[str | None, tuple[str, ...]] = {
 }
 
 
-def make_mesh(cfg: MeshConfig) -> Mesh:
-    """A mesh over all devices; ConfigError if the axes' product is not their number."""
-    shape = (cfg.data, cfg.fsdp, cfg.tensor)
-    wanted = cfg.data * cfg.fsdp * cfg.tensor
-    if wanted != jax.device_count():
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (None: those that jax sees); ConfigError if the axes' product is not
+    their number.
+
+    A host's devices are neighbours in it, so that those that share a row are of one host.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    if cfg.num_devices != len(found):
         raise ConfigError(
-            f"mesh={shape} (data, fsdp, tensor): needs {wanted} devices, "
-            f"but jax sees {jax.device_count()}"
+            f"mesh={cfg.shape} (data, fsdp, tensor): needs {cfg.num_devices} devices, "
+            f"but {'jax sees' if devices is None else 'the topology has'} {len(found)}"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+    found.sort(key=lambda device: (device.process_index, device.id))
+    return _mesh(np.array(found), cfg)
+
+
+def _mesh(devices: np.ndarray, cfg: MeshConfig) -> Mesh:
+    return Mesh(devices.reshape(cfg.shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def decoding_mesh(mesh: Mesh, cfg: MeshConfig) -> Mesh:
+    """The same devices, in the same order, as rollouts use them: programs may go from one mesh to
+    the other."""
+    if cfg.decode_tensor is None:
+        return mesh
+    return _mesh(mesh.devices, cfg.decoding)
 
 
 def spec(*axes: str | None, among: Iterable[str] = AXES) -> PartitionSpec:
@@ -183,11 +199,37 @@ def _gather_fwd(w, dim, dtype):
 
 
 def _gather_bwd(dim, dtype, like, grad):
-    part = jax.lax.psum_scatter(grad, "fsdp", scatter_dimension=dim, tiled=True)
-    return (part.astype(like.dtype),)
+    return (sum_to_shards(grad, dim).astype(like.dtype),)
 
 
 _gather.defvjp(_gather_fwd, _gather_bwd)
+
+
+def sum_to_shards(x: jax.Array, dim: int) -> jax.Array:
+    """The sum over `fsdp`, of which each device gets its part along a dimension.
+
+    For TPUs in groups of four, and with that dimension first: otherwise XLA gives all of the sum
+    to all devices, which costs twice the traffic, and waits for it.
+    """
+    if platform() != "tpu":
+        return jax.lax.psum_scatter(x, "fsdp", scatter_dimension=dim, tiled=True)
+    x = jnp.moveaxis(x, dim, 0)
+    for groups in _nested_groups(num_shards()):
+        x = jax.lax.psum_scatter(x, "fsdp", tiled=True, axis_index_groups=groups)
+    return jnp.moveaxis(x, 0, dim)
+
+
+def _nested_groups(size: int) -> list[list[list[int]]]:
+    """Groups of the numbers below size, such that parts of parts are parts of the whole in order.
+
+    Of four, a host's devices, then of four such groups and so on, the largest strides first.
+    """
+    sides: list[int] = []
+    while size % 4 == 0 and size > 4:
+        sides, size = [4, *sides], size // 4
+    sides = [size, *sides]
+    numbers = np.arange(math.prod(sides)).reshape(sides)
+    return [np.moveaxis(numbers, n, -1).reshape(-1, sides[n]).tolist() for n in range(len(sides))]
 
 
 def sum_replicas(grad: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:

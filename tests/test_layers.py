@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cir_jax"
 
 BASE = {"config", "records", "metrics", "tokenizer", "mesh", "masked"}
-BASE |= {"workers", "starting", "channel", "prctl", "prompts"}
+BASE |= {"workers", "starting", "channel", "prctl", "prompts", "jitted"}
 STAGES = {"data", "models", "sandbox", "reward", "rl"}
 # Layer (a folder, or a file of the package's top) -> layers it may import, besides its own.
 ALLOWED = (

@@ -11,9 +11,11 @@ from cir_jax.config.files import (
     asset_dir,
     differences,
     from_tree,
+    from_tree_alone,
     holds_run,
     holds_weights,
     load,
+    load_alone,
     load_run,
     override,
     save_run,
@@ -22,6 +24,7 @@ from cir_jax.config.files import (
     with_values,
 )
 from cir_jax.config.keys import describe, section_of
+from cir_jax.config.mesh import MeshConfig
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.sections import (
@@ -31,7 +34,6 @@ from cir_jax.config.sections import (
     CriticConfig,
     DataConfig,
     EvalConfig,
-    MeshConfig,
     OptimConfig,
     ResultConfig,
     RewardConfig,
@@ -72,9 +74,11 @@ __all__ = [
     "differences",
     "eval_max_calls",
     "from_tree",
+    "from_tree_alone",
     "holds_run",
     "holds_weights",
     "load",
+    "load_alone",
     "load_run",
     "max_calls_at",
     "most_calls",

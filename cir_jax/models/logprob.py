@@ -182,7 +182,7 @@ class _Shards:
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("fsdp") * size, size)
 
     def sum_to_own_tokens(self, x: Array) -> Array:
-        return jax.lax.psum_scatter(x, "fsdp", tiled=True) if self.count > 1 else x
+        return meshes.sum_to_shards(x, 0) if self.count > 1 else x
 
 
 class _Distribution(NamedTuple):

@@ -24,9 +24,10 @@ from cir_jax.rl.advantage import outcome_rewards
 from cir_jax.rl.batch import trained_tokens
 from cir_jax.train import weights as stored
 from cir_jax.train.checkpoint import Checkpoints
+from cir_jax.train.compiled import abstract_critic
 from cir_jax.train.display import Display
 from cir_jax.train.experience import gather
-from cir_jax.train.learn import abstract_critic, init_critic
+from cir_jax.train.learn import init_critic
 from cir_jax.train.loop import newest_params, open_run
 from cir_jax.train.state import abstract_reference
 from cir_jax.train.step import old_values
