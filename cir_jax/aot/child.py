@@ -89,10 +89,9 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, Any], dump: Path) -
     try:
         executable = lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
-        overflow = _overflow(str(error))
-        if overflow is None:
+        facts["overflow"] = overflow(str(error))
+        if facts["overflow"] is None:
             raise
-        facts["overflow"] = overflow
     else:
         analysis = executable.memory_analysis()
         names = ("argument", "output", "alias", "temp", "generated_code")
@@ -100,7 +99,7 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, Any], dump: Path) -
         # The executable's own text cannot be had where lookups run on the sparse cores.
         facts["text"] = _newest(dump, "*after_codegen.txt")
     report = _newest(dump, "*memory-usage-report.txt")
-    facts["buffers"] = _buffers(report)
+    facts["buffers"] = buffers(report)
     facts["compile_s"] = time.perf_counter() - start
     facts["host_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return facts
@@ -112,7 +111,7 @@ def _newest(dump: Path, pattern: str) -> str:
     return found[-1].read_text() if found else ""
 
 
-def _overflow(message: str) -> dict[str, float] | None:
+def overflow(message: str) -> dict[str, float] | None:
     for pattern in _OVERFLOW:
         if found := pattern.search(message):
             needed, usable = (float(found[i]) * _UNITS[found[i + 1]] / 2**30 for i in (1, 3))
@@ -120,7 +119,7 @@ def _overflow(message: str) -> dict[str, float] | None:
     return None
 
 
-def _buffers(report: str) -> list[dict[str, Any]]:
+def buffers(report: str) -> list[dict[str, Any]]:
     """The largest ones: bytes and, shortened, the shapes that lie there in turn."""
     lines = re.findall(r"^\s*\S+\(\s*\d+%\);\s*([\d.]+)([KMG])iB;[^;]*;[^;]*; (.*)$", report, re.M)
     return [

@@ -85,10 +85,11 @@ def _aot(args: argparse.Namespace) -> int:
 
 
 def _report(
-    args: argparse.Namespace, cfg: Config, where: Topology, any_slice: bool
+    args: argparse.Namespace, given: Config, where: Topology, any_slice: bool
 ) -> dict[str, Any]:
     from cir_jax.aot import compilation, fit, lengths, report
 
+    cfg = given
     if cfg.mesh.num_devices != where.num_devices:
         if not (any_slice or args.auto_fit):
             raise ConfigError(
@@ -97,7 +98,6 @@ def _report(
             )
         cfg = fit.on_slice(cfg, where)
     means = lengths.default(cfg, args.prompt, args.response)
-    base = cfg
     if args.auto_fit:
         cfg = fit.fitted(cfg, where, means, _note)
     plan = compilation.plan(cfg, where)
@@ -106,10 +106,7 @@ def _report(
         _note(f"{where.name}: {name} ...")
         facts[name] = compilation.compile_program(cfg, where, name)
     made = report.make(cfg, where, plan, facts, means, args.price)
-    given = configs.load_alone(args.config, args.overrides)
-    if base is not given or args.auto_fit:
-        made["overrides"] = fit.overrides(given, cfg)
-    return made
+    return made | {"overrides": fit.overrides(given, cfg)}
 
 
 def _note(line: str) -> None:

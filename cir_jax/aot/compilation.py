@@ -118,7 +118,7 @@ def _child(
         flags = [f"--xla_dump_to={dump}", "--xla_dump_hlo_as_text"]
         flags.append("--xla_dump_hlo_module_re=jit_.*")
         done = subprocess.run(
-            [sys.executable, "-m", "cir_jax.aot.child"],
+            [sys.executable, "-P", "-m", "cir_jax.aot.child"],
             input=json.dumps(request),
             env=os.environ | _ENVIRONMENT | {"XLA_FLAGS": " ".join(flags)},
             capture_output=True,

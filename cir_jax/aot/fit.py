@@ -100,8 +100,8 @@ def _with_update(cfg: Config, where: Topology, plan: Plan, lengths: Lengths, not
         tried, smallest = _most_rows(cfg, where, plan, remat, lengths, note)
         if tried is None:
             continue
-        micro = lengths.micro_batches(tried.cfg)
-        seconds = work.of_micro_batches(tried.facts, "update", micro).seconds(where)
+        number = work.micro_batches(tried.cfg, "update", lengths)
+        seconds = work.of_micro_batches(tried.facts, "update", number).seconds(where)
         if best is None or (seconds or 0.0) < best[0]:
             best = (seconds or 0.0, tried.cfg)
     return best[1] if best else smallest
@@ -123,7 +123,7 @@ def _most_rows(
     one = rows(1)
     if not one.fits:
         return None, one.cfg
-    limit = min(_MOST_ROWS, max(1, lengths.rows(cfg) // shards))
+    limit = min(_MOST_ROWS, max(1, lengths.rows(cfg, work.sequences(cfg, "update")) // shards))
     if limit < 2:
         return one, one.cfg
     two = rows(2)

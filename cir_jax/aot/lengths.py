@@ -16,13 +16,9 @@ class Lengths:
     output: int
     outputs: float
 
-    def rows(self, cfg: Config) -> int:
-        """Packed rows of an update's sequences."""
-        sequences = cfg.rl.minibatch_prompts * cfg.rollout.samples_per_prompt
+    def rows(self, cfg: Config, sequences: int) -> int:
+        """Packed rows of so many."""
         return math.ceil(sequences * (self.prompt + self.response) / cfg.max_length)
-
-    def micro_batches(self, cfg: Config) -> int:
-        return math.ceil(self.rows(cfg) / cfg.rl.micro_rows)
 
     def bucket(self, longest: int) -> int:
         """Positions of the cache that attention reads, in the mean: up to a device's longest row,

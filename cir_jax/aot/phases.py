@@ -92,7 +92,8 @@ def _phases(
     for name in plan.programs:
         if name in work.MICRO_LOOPS and not name.startswith("sft"):
             runs = per_step * (cfg.rl.epochs if name.endswith("update") else 1)
-            total = work.of_micro_batches(facts[name], name, lengths.micro_batches(cfg))
+            number = work.micro_batches(cfg, name, lengths)
+            total = work.of_micro_batches(facts[name], name, number)
             ideal = by_flops(work.model_flops(cfg, name, lengths))
             phases[name] = phase(runs * total.seconds(topology), runs * ideal)
     return phases

@@ -68,11 +68,12 @@ def _program(
     line["memory_gib"] = {kind: size / GIB for kind, size in facts.memory.items()}
     if name not in work.MICRO_LOOPS:
         return line
-    total = work.of_micro_batches(facts, name, lengths.micro_batches(cfg))
-    tokens = lengths.micro_batches(cfg) * cfg.rl.micro_rows * cfg.max_length
+    number = work.micro_batches(cfg, name, lengths)
+    total = work.of_micro_batches(facts, name, number)
+    tokens = number * work.micro_rows(cfg, name) * cfg.max_length
     model = work.model_flops(cfg, name, lengths)
     return line | {
-        "micro_batches": lengths.micro_batches(cfg),
+        "micro_batches": number,
         "tokens": tokens,
         "model_flops": model,
         "estimate": estimate(total, topology),

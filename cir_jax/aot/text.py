@@ -25,8 +25,8 @@ def of_report(report: dict[str, Any]) -> str:
         lines += ["", *_decode(report)]
     if "step" in report:
         lines += ["", *_step(report)]
-    if "overrides" in report:
-        lines += ["", "overrides: " + (" ".join(report["overrides"]) or "none")]
+    if report.get("overrides"):
+        lines += ["", "overrides: " + " ".join(report["overrides"])]
     return "\n".join(lines)
 
 
@@ -167,6 +167,6 @@ def _step(report: dict[str, Any]) -> list[str]:
         *table(rows),
         f"{step['tokens_per_s_per_chip']:,.0f} tokens/s/chip; {step['steps']} steps: "
         f"{step['chip_hours']:,.0f} chip-hours{cost}",
-        f"of {lengths['response']} tokens a response and {lengths['prompt']} a prompt, slots always "
+        f"of {lengths['response']} tokens a response, {lengths['prompt']} a prompt, slots always "
         "full, no waiting for programs",
     ]

@@ -23,10 +23,25 @@ MICRO_LOOPS = {
 _DECODE, _PUT_IN, _COPY = "/decode/while", "/put_in/while", "/copy_prompts/while"
 
 
-def of_micro_batches(facts: Facts, name: str, micro_batches: int) -> Cost:
+def sequences(cfg: Config, name: str) -> int:
+    """Of one run of such a program."""
+    of_rl = cfg.rl.minibatch_prompts * cfg.rollout.samples_per_prompt
+    return cfg.sft.batch_size if name.startswith("sft") else of_rl
+
+
+def micro_rows(cfg: Config, name: str) -> int:
+    return cfg.sft.micro_rows if name.startswith("sft") else cfg.rl.micro_rows
+
+
+def micro_batches(cfg: Config, name: str, lengths: Lengths) -> int:
+    """That such sequences fill."""
+    return math.ceil(lengths.rows(cfg, sequences(cfg, name)) / micro_rows(cfg, name))
+
+
+def of_micro_batches(facts: Facts, name: str, number: int) -> Cost:
     """Of a program over so many of them."""
     function = f"jit({MICRO_LOOPS[name]})"
-    trips = {f"{function}{over}/while": micro_batches for over in ("", "/shard_map")}
+    trips = {f"{function}{over}/while": number for over in ("", "/shard_map")}
     return cost(hlo.parse(facts.text), trips=trips, loop=None)
 
 
@@ -37,9 +52,8 @@ def whole(facts: Facts) -> Cost:
 
 def model_flops(cfg: Config, name: str, lengths: Lengths) -> int:
     """Of one run of such a program, analytic: what the mathematics needs."""
-    sequences = cfg.rl.minibatch_prompts * cfg.rollout.samples_per_prompt
     of = flops.train_flops if name.endswith("update") else flops.forward_flops
-    return of(cfg.model, sequences, lengths.prompt + lengths.response)
+    return of(cfg.model, sequences(cfg, name), lengths.prompt + lengths.response)
 
 
 def of_decode_step(cfg: Config, plan: Plan, facts: Facts, bucket: int) -> Cost:
