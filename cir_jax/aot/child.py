@@ -53,7 +53,8 @@ def main() -> None:
         answer: dict[str, Any] = {"programs": list(programs), "held": held, "held_args": own}
         cache = programs["rollout"].args[1].cache
         answer |= {"cache_block": cache.block, "cache_length": cache.length}
-        answer["decode_bytes"] = device_bytes(programs["rollout"].args[0])
+        names = ("decode_bytes", "slots_bytes")
+        answer |= dict(zip(names, map(device_bytes, programs["rollout"].args), strict=False))
     else:
         answer = _compiled(programs[request["program"]], request)
     print(json.dumps(answer))

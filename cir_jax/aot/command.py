@@ -62,7 +62,7 @@ def add(commands) -> None:
 
 def _aot(args: argparse.Namespace) -> int:
     cfg = configs.load_alone(args.config, args.overrides)
-    names = [args.topology] if args.topology else args.topologies.split(",")
+    names = args.topologies.split(",") if args.topology is None else [args.topology]
     slices = [topology(name.strip()) for name in names]
     from cir_jax.aot import compilation, text
 

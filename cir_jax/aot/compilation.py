@@ -43,14 +43,15 @@ class Plan:
     """A config's programs on a slice, nothing compiled yet.
 
     held: bytes on each device that stay there through the run, by what they are. held_args: those
-    of them that are arguments of a program. decode_bytes: of decoding's weights on a device.
-    cache_length, cache_block: positions of the cache, and how many attention reads at a time.
+    of them that are arguments of a program. decode_bytes, slots_bytes: of decoding's weights and
+    cache. cache_length, cache_block: its positions, and how many attention reads at a time.
     """
 
     programs: tuple[str, ...]
     held: Mapping[str, int]
     held_args: Mapping[str, Mapping[str, int]]
     decode_bytes: int
+    slots_bytes: int
     cache_length: int
     cache_block: int
 

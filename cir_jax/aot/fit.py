@@ -104,7 +104,17 @@ def _with_update(cfg: Config, where: Topology, plan: Plan, lengths: Lengths, not
         seconds = work.of_micro_batches(tried.facts, "update", number).seconds(where)
         if best is None or (seconds or 0.0) < best[0]:
             best = (seconds or 0.0, tried.cfg)
+        if tried.cfg.rl.micro_rows >= _limit(cfg, lengths) * cfg.mesh.data * cfg.mesh.fsdp:
+            # A heavier one has nothing to gain.
+            break
     return best[1] if best else smallest
+
+
+def _limit(cfg: Config, lengths: Lengths) -> int:
+    """Rows of a device, a power of two: beyond it, micro-batches would not be filled."""
+    shards = cfg.mesh.data * cfg.mesh.fsdp
+    filled = lengths.rows(cfg, work.sequences(cfg, "update")) // shards
+    return 2 ** int(math.log2(min(_MOST_ROWS, max(1, filled))))
 
 
 def _most_rows(
@@ -123,7 +133,7 @@ def _most_rows(
     one = rows(1)
     if not one.fits:
         return None, one.cfg
-    limit = min(_MOST_ROWS, max(1, lengths.rows(cfg, work.sequences(cfg, "update")) // shards))
+    limit = _limit(cfg, lengths)
     if limit < 2:
         return one, one.cfg
     two = rows(2)

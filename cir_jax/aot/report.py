@@ -37,6 +37,7 @@ def make(
         "note": text.NOTE,
         "fits": fits,
         "held_gib": {name: size / GIB for name, size in plan.held.items()},
+        "rollout_gib": {"weights": plan.decode_bytes / GIB, "slots": plan.slots_bytes / GIB},
         "programs": programs,
     }
     if facts.get("rollout") and facts["rollout"].memory:
@@ -66,8 +67,15 @@ def _program(
     live = gib + beside / GIB
     line |= {"fits": live <= usable, "gib": gib, "live_gib": live}
     line["memory_gib"] = {kind: size / GIB for kind, size in facts.memory.items()}
+    if name == "rollout":
+        return line  # its parts have tables of their own
     if name not in work.MICRO_LOOPS:
-        return line
+        total = work.whole(facts)
+        return line | {
+            "estimate": estimate(total, topology),
+            "ideal_s": total.traffic / topology.chip.hbm_bytes_per_s,
+            "collectives": _collectives(total),
+        }
     number = work.micro_batches(cfg, name, lengths)
     total = work.of_micro_batches(facts, name, number)
     tokens = number * work.micro_rows(cfg, name) * cfg.max_length
@@ -126,7 +134,7 @@ def decode_line(
     seconds = step.seconds(topology)
     ideal = max(
         needed / topology.chip.hbm_bytes_per_s,
-        flops.decode_flops(cfg.model, cfg.rollout.slots, bucket)
+        flops.decode_flops(cfg.model, cfg.rollout.slots, float(bucket))
         / (topology.num_devices * topology.chip.flops_per_s),
     )
 
@@ -138,7 +146,7 @@ def decode_line(
         "bytes": step.traffic,
         "ideal_bytes": needed,
         "bytes_ratio": step.traffic / needed,
-        "model_flops": flops.decode_flops(cfg.model, cfg.rollout.slots, bucket),
+        "model_flops": flops.decode_flops(cfg.model, cfg.rollout.slots, float(bucket)),
         "estimate": estimate(step, topology),
         "ideal_s": ideal,
         "tokens_per_s_per_chip": rate(seconds),

@@ -88,7 +88,10 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def _memory(report: dict[str, Any]) -> list[str]:
-    held = ", ".join(f"{name} {size:.2f}" for name, size in report["held_gib"].items())
+
+    def listed(sizes: dict[str, float]) -> str:
+        return ", ".join(f"{name} {size:.2f}" for name, size in sizes.items())
+
     rows = [("GiB of a device", "fits", "program", "with all held", "compiled, s", "host GiB")]
     for p in report["programs"]:
         rows.append(
@@ -101,7 +104,11 @@ def _memory(report: dict[str, Any]) -> list[str]:
                 number(p["host_gib"], 2),
             )
         )
-    return [*table(rows), f"held through the run, GiB: {held}"]
+    return [
+        *table(rows),
+        f"held through the run, GiB: {listed(report['held_gib'])}; through a rollout besides: "
+        f"{listed(report['rollout_gib'])}",
+    ]
 
 
 def _buffers(report: dict[str, Any]) -> list[str]:
@@ -122,7 +129,8 @@ def _programs(report: dict[str, Any]) -> list[str]:
             continue
         parts = ("seconds", "compute_s", "attention_s", "blocking_s", "overlapped_s")
         seconds = [number(p["estimate"][part], 2) for part in parts]
-        rows.append((p["program"], f"{p['tokens']:,}", *seconds, number(p["ideal_s"], 2)))
+        tokens = f"{p['tokens']:,}" if "tokens" in p else ""
+        rows.append((p["program"], tokens, *seconds, number(p["ideal_s"], 2)))
         blocking, beside = (
             [c for c in p["collectives"] if c["blocking"] == wanted] for wanted in (True, False)
         )
@@ -130,8 +138,8 @@ def _programs(report: dict[str, Any]) -> list[str]:
             f"  {p['program']}: {sum(c['count'] for c in blocking):,} blocking, "
             f"{sum(c['bytes'] for c in blocking) / 1e9:,.1f} GB; "
             f"{sum(c['count'] for c in beside):,} overlapped, "
-            f"{sum(c['bytes'] for c in beside) / 1e9:,.1f} GB; "
-            f"model FLOPs {p['model_flops']:.3g}"
+            f"{sum(c['bytes'] for c in beside) / 1e9:,.1f} GB"
+            + (f"; model FLOPs {p['model_flops']:.3g}" if "model_flops" in p else "")
         )
     return [_LABEL, *table(rows), "collectives of a device:", *collectives]
 

@@ -1,5 +1,6 @@
 """The cost of a config's programs, for the lengths at hand."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -23,6 +24,9 @@ MICRO_LOOPS = {
 _DECODE, _PUT_IN, _COPY = "/decode/while", "/put_in/while", "/copy_prompts/while"
 
 
+_parsed = functools.lru_cache(maxsize=8)(hlo.parse)
+
+
 def sequences(cfg: Config, name: str) -> int:
     """Of one run of such a program."""
     of_rl = cfg.rl.minibatch_prompts * cfg.rollout.samples_per_prompt
@@ -42,12 +46,12 @@ def of_micro_batches(facts: Facts, name: str, number: int) -> Cost:
     """Of a program over so many of them."""
     function = f"jit({MICRO_LOOPS[name]})"
     trips = {f"{function}{over}/while": number for over in ("", "/shard_map")}
-    return cost(hlo.parse(facts.text), trips=trips, loop=None)
+    return cost(_parsed(facts.text), trips=trips, loop=None)
 
 
 def whole(facts: Facts) -> Cost:
     """Of a program without open loops."""
-    return cost(hlo.parse(facts.text), trips={}, loop=None)
+    return cost(_parsed(facts.text), trips={}, loop=None)
 
 
 def model_flops(cfg: Config, name: str, lengths: Lengths) -> int:
@@ -72,7 +76,7 @@ def of_prefill(cfg: Config, plan: Plan, facts: Facts, tokens: int, bucket: int) 
 
 def of_fork(facts: Facts) -> Cost:
     """Of the copy of one prompt."""
-    return cost(hlo.parse(facts.text), trips={}, loop=_COPY)
+    return cost(_parsed(facts.text), trips={}, loop=_COPY)
 
 
 def _of_loop(cfg: Config, facts: Facts, loop: str, trips: Mapping[str, int], blocks: int) -> Cost:
@@ -82,7 +86,7 @@ def _of_loop(cfg: Config, facts: Facts, loop: str, trips: Mapping[str, int], blo
     # Attention's blocks; and restricted sampling, which a run without it never enters.
     inner |= {f"{loop}{layers}/body/closed_call/while": blocks}
     inner |= {"/sample/shard_map/while": 0, "/sample/while": 0}
-    return cost(hlo.parse(facts.text), trips=inner, loop=loop)
+    return cost(_parsed(facts.text), trips=inner, loop=loop)
 
 
 def decode_bytes(cfg: Config, bucket: int) -> float:
@@ -90,10 +94,8 @@ def decode_bytes(cfg: Config, bucket: int) -> float:
     mesh = cfg.mesh.decoding
     rows = cfg.rollout.slots // (mesh.data * mesh.fsdp)
     itemsize = 2 if cfg.compute.dtype == "bfloat16" else 4
-    weights = flops.decode_bytes(cfg.model, 0, bucket, itemsize)
-    cached = flops.decode_bytes(cfg.model, rows, bucket, 1) - flops.decode_bytes(
-        cfg.model, 0, bucket, 1
-    )
+    weights = flops.decode_bytes(cfg.model, 0, 0.0, itemsize)
+    cached = flops.decode_bytes(cfg.model, rows, float(bucket), 1) - weights / itemsize
     # Quantized: a byte, and a scale for each vector.
     of_cache = itemsize if cfg.rollout.cache_dtype == "compute" else 1 + 4 / cfg.model.head_dim
     return (weights + cached * of_cache) / mesh.tensor

@@ -106,9 +106,9 @@ def jitted(
             weights,
             slots,
             abstract(mesh, ("batch",), no_work(cfg.slots, max_prompt_tokens)),
-            jax.ShapeDtypeStruct((num_states, model.vocab_size), jnp.int8),
+            abstract(mesh, (), jax.ShapeDtypeStruct((num_states, model.vocab_size), jnp.int8)),
             abstract(mesh, ("batch",), nothing_forced(cfg.slots, 1)),
-            jax.ShapeDtypeStruct((), jnp.int32),
+            abstract(mesh, (), jax.ShapeDtypeStruct((), jnp.int32)),
         )
         options = advance_options(cfg, merged, end_ids)
     return [

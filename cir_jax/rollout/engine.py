@@ -55,7 +55,9 @@ class Engine:
         self._mesh = mesh
         self.seed = seed
         self._boundary = fence.BOUNDARIES[cfg.boundary]
-        self._table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size, self._boundary))
+        table = fence.token_table(tokenizer, model.vocab_size, self._boundary)
+        with self._on_mesh():
+            self._table = jnp.asarray(table)
         self._template, self._chat = template, chat
         self._cast = compiled.decoding_weights(model, dtype)
 

@@ -111,7 +111,9 @@ def jitted(cfg: Config, mesh: Mesh, end_ids: tuple[int, ...]) -> list[Jitted]:
         max_length=longest_row(cfg),
         mesh=meshes.decoding_mesh(mesh, cfg.mesh),
     )
-    number, fraction = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32))
+    number, fraction = (
+        abstract(mesh, (), jax.ShapeDtypeStruct((), dtype)) for dtype in (jnp.int32, jnp.float32)
+    )
     options = {"cfg": cfg.model, "compute": cfg.compute}
 
     def add(name: str, function: Callable, args: tuple, held: str, options: dict) -> None:
