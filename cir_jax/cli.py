@@ -10,6 +10,7 @@ from pathlib import Path
 from cir_jax import config as configs
 from cir_jax import diff_runs, exits
 from cir_jax.ablation import command as ablation_command
+from cir_jax.aot import command as aot_command
 from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", type=Path)
     export.set_defaults(run=_export)
 
+    aot_command.add(commands)
     verl_command.add(commands)
     parity_command.add(commands)
 

@@ -7,7 +7,7 @@ compiler, which follows `constrain`; so are all axes in decoding.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -35,33 +35,39 @@ RULES: dict[str | None, tuple[str, ...]] = {
 }
 
 
-def make_mesh(cfg: MeshConfig) -> Mesh:
-    """A mesh over all devices; ConfigError if the axes' product is not their number."""
-    shape = (cfg.data, cfg.fsdp, cfg.tensor)
-    wanted = cfg.data * cfg.fsdp * cfg.tensor
-    if wanted != jax.device_count():
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (None: those that jax sees); ConfigError if the axes' product is not
+    their number.
+
+    A host's devices are neighbours in it, so that those that share a row are of one host.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    if cfg.num_devices != len(found):
         raise ConfigError(
-            f"mesh={shape} (data, fsdp, tensor): needs {wanted} devices, "
-            f"but jax sees {jax.device_count()}"
+            f"mesh={cfg.shape} (data, fsdp, tensor): needs {cfg.num_devices} devices, "
+            f"but {'jax sees' if devices is None else 'the topology has'} {len(found)}"
         )
-    auto = (AxisType.Auto,) * 3
-    mesh = jax.make_mesh(shape, AXES, axis_types=auto)
-    if not _rows_are_apart(mesh):
-        # The order that suits the network best may lay a row's devices across processes.
-        own_first = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-        mesh = Mesh(np.array(own_first).reshape(shape), AXES, axis_types=auto)
-    if not _rows_are_apart(mesh):
-        raise ConfigError(
-            f"mesh.tensor={cfg.tensor}: must divide the devices of a process, "
-            f"{jax.local_device_count()}: each process has rows of its own"
-        )
-    return mesh
+    found.sort(key=lambda device: (device.process_index, device.id))
+    return _mesh(np.array(found), cfg, "tensor")
 
 
-def _rows_are_apart(mesh: Mesh) -> bool:
-    """Whether each row of the batch is on devices of one process."""
-    of_rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    return all(len({device.process_index for device in of_row}) == 1 for of_row in of_rows)
+def _mesh(devices: np.ndarray, cfg: MeshConfig, key: str) -> Mesh:
+    """key: that cfg.tensor is from."""
+    owners = [device.process_index for device in devices.flat]
+    if any(len(set(of_row)) > 1 for of_row in np.reshape(owners, (-1, cfg.tensor))):
+        raise ConfigError(
+            f"mesh.{key}={cfg.tensor}: must divide the devices of a process, "
+            f"{owners.count(owners[0])}: each process has rows of its own"
+        )
+    return Mesh(devices.reshape(cfg.shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def decoding_mesh(mesh: Mesh, cfg: MeshConfig) -> Mesh:
+    """The same devices, in the same order, as rollouts use them: programs may go from one mesh to
+    the other."""
+    if cfg.decode_tensor is None:
+        return mesh
+    return _mesh(mesh.devices, cfg.decoding, "decode_tensor")
 
 
 def spec(*axes: str | None, among: Iterable[str] = AXES) -> PartitionSpec:
@@ -217,7 +223,7 @@ def _gather_fwd(w, dim, dtype):
 
 
 def _gather_bwd(dim, dtype, like, grad):
-    return (sum_to_own_part(grad, "fsdp", dim).astype(like.dtype),)
+    return (sum_to_own_part(grad, dim).astype(like.dtype),)
 
 
 _gather.defvjp(_gather_fwd, _gather_bwd)
@@ -243,13 +249,35 @@ def sum_over(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
     return jnp.sum(jax.lax.all_gather(x, axes), axis=0, dtype=x.dtype)
 
 
-def sum_to_own_part(x: jax.Array, axis: str, dim: int) -> jax.Array:
-    """The same, of which each device gets its part along a dimension."""
-    if not _adds_in_order(x, axis):
-        return jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
-    size = x.shape[dim] // jax.lax.axis_size(axis)
-    start = jax.lax.axis_index(axis) * size
-    return jax.lax.dynamic_slice_in_dim(sum_over(x, axis), start, size, dim)
+def sum_to_own_part(x: jax.Array, dim: int) -> jax.Array:
+    """The sum over `fsdp`, of which each device gets its part along a dimension.
+
+    For TPUs in groups of four, and with that dimension first: otherwise XLA gives all of the sum
+    to all devices, which costs twice the traffic, and waits for it.
+    """
+    if _adds_in_order(x, "fsdp"):
+        size = x.shape[dim] // num_shards()
+        start = jax.lax.axis_index("fsdp") * size
+        return jax.lax.dynamic_slice_in_dim(sum_over(x, "fsdp"), start, size, dim)
+    if platform() != "tpu":
+        return jax.lax.psum_scatter(x, "fsdp", scatter_dimension=dim, tiled=True)
+    x = jnp.moveaxis(x, dim, 0)
+    for groups in _nested_groups(num_shards()):
+        x = jax.lax.psum_scatter(x, "fsdp", tiled=True, axis_index_groups=groups)
+    return jnp.moveaxis(x, 0, dim)
+
+
+def _nested_groups(size: int) -> list[list[list[int]]]:
+    """Groups of the numbers below size, such that parts of parts are parts of the whole in order.
+
+    Of four, a host's devices, then of four such groups and so on, the largest strides first.
+    """
+    sides: list[int] = []
+    while size % 4 == 0 and size > 4:
+        sides, size = [4, *sides], size // 4
+    sides = [size, *sides]
+    numbers = np.arange(math.prod(sides)).reshape(sides)
+    return [np.moveaxis(numbers, n, -1).reshape(-1, sides[n]).tolist() for n in range(len(sides))]
 
 
 def _adds_in_order(x: jax.Array, axes: str | tuple[str, ...]) -> bool:

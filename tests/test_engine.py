@@ -466,9 +466,11 @@ def test_a_prompt_is_computed_once_and_copied(
 
 
 def test_eight_devices_give_the_same_tokens(cfg, tokenizer, sandbox, problems, trajectories):
-    mesh = meshes.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    with jax.set_mesh(mesh):
-        params = hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, mesh)
+    """And decoding may share heads where training does not."""
+    layout = MeshConfig(data=2, fsdp=4, decode_tensor=2)
+    mesh = meshes.make_mesh(layout)
+    params = hf.load(configs.asset_dir(cfg.sft.weights), cfg.model, mesh)
+    with jax.set_mesh(meshes.decoding_mesh(mesh, layout)):
         others = sample(cfg, tokenizer, sandbox, params, problems, slots=16)
     for a, b in zip(trajectories, [t for group in others for t in group], strict=True):
         assert a.ids.tolist() == b.ids.tolist()

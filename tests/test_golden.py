@@ -20,7 +20,7 @@ from cir_jax.parity.export import batch_of, recorded
 from cir_jax.parity.golden import COMPARED, SNIPPET, Golden
 from cir_jax.parity.quantities import Weights, recompute
 from cir_jax.records import Author, Problem, Trajectory
-from cir_jax.train import learn
+from cir_jax.train import compiled, learn
 from cir_jax.train.state import init_params, init_state, reference_params
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +139,7 @@ def test_figures_are_those_of_training(mesh, recipe):
     groups, rewards = step_of()
     policy = init_params(cfg.model, mesh, 0)
     other = init_params(cfg.model, mesh, 1)
-    state = init_state(policy, cfg.model, mesh, learn.rl_optimizer(cfg))
+    state = init_state(policy, cfg.model, mesh, compiled.rl_optimizer(cfg))
     reference = reference_params(other, cfg.model, cfg.compute, mesh) if cfg.rl.kl_coef else None
     critic = learn.init_critic(policy, cfg, mesh) if cfg.rl.advantage == "gae" else None
     learner = learn.Learner(cfg, mesh, reference)

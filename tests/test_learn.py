@@ -9,7 +9,7 @@ import pytest
 from cir_jax import config as configs
 from cir_jax.records import Author, Problem, Trajectory
 from cir_jax.rl import batch as batches
-from cir_jax.train import learn
+from cir_jax.train import compiled, learn
 from cir_jax.train.checkpoint import Checkpoints, Place
 from cir_jax.train.state import (
     abstract_reference,
@@ -72,7 +72,7 @@ def step_of(seed=0):
 def learnt(mesh, *overrides, steps=1):
     """Parameters and figures after some steps on the same trajectories."""
     cfg = tiny(*overrides)
-    state = init_state(init_params(cfg.model, mesh, 0), cfg.model, mesh, learn.rl_optimizer(cfg))
+    state = init_state(init_params(cfg.model, mesh, 0), cfg.model, mesh, compiled.rl_optimizer(cfg))
     reference = (
         reference_params(state.params, cfg.model, cfg.compute, mesh) if cfg.rl.kl_coef else None
     )
@@ -179,7 +179,7 @@ def test_values_and_targets_are_those_before_each_token(mesh):
     """Of a critic whose head is all bias: every value is 2; with lam = gamma = 1 the target of
     each model token is the outcome."""
     cfg = tiny("rl.advantage=gae")
-    state = init_state(init_params(cfg.model, mesh, 0), cfg.model, mesh, learn.rl_optimizer(cfg))
+    state = init_state(init_params(cfg.model, mesh, 0), cfg.model, mesh, compiled.rl_optimizer(cfg))
     critic = learn.init_critic(state.params, cfg, mesh)
     head = {"weight": jax.numpy.zeros(16), "bias": jax.numpy.float32(2)}
     critic = critic._replace(params=critic.params | {"value": head})
@@ -199,7 +199,7 @@ def test_values_and_targets_are_those_before_each_token(mesh):
 
 def test_critic_survives_a_restart(mesh, tmp_path):
     cfg = tiny("rl.advantage=gae", "model.tied_embeddings=false")
-    state = init_state(init_params(cfg.model, mesh, 0), cfg.model, mesh, learn.rl_optimizer(cfg))
+    state = init_state(init_params(cfg.model, mesh, 0), cfg.model, mesh, compiled.rl_optimizer(cfg))
     critic = learn.init_critic(state.params, cfg, mesh)
     assert "head" in state.params and "head" not in critic.params
     checkpoints = Checkpoints(tmp_path, KEEP_1, writes=True)
@@ -207,8 +207,8 @@ def test_critic_survives_a_restart(mesh, tmp_path):
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, KEEP_1, writes=True)
     targets = (
-        abstract_state(cfg.model, mesh, learn.rl_optimizer(cfg)),
-        learn.abstract_critic(cfg, mesh),
+        abstract_state(cfg.model, mesh, compiled.rl_optimizer(cfg)),
+        compiled.abstract_critic(cfg, mesh),
     )
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(*targets).critic, critic)
     with pytest.raises(configs.ConfigError, match=r"rl\.kl_coef"):

@@ -1,9 +1,10 @@
 """Main-memory traffic of a compiled TPU program, counted from its optimized HLO text.
 
-The text is that of `compiled.as_text()`; jaxlib's own view of a module has no shapes. Counted are
-bytes between HBM and one device: each instruction reads its operands once and writes its result
-once. So it is a floor: a kernel that reads an operand twice is not seen. (`cost_analysis()` counts
-a loop's body once, whatever the number of iterations.)
+The text is that of `compiled.as_text()`, or the compiler's own after its last step, which has
+cycles; jaxlib's own view of a module has no shapes. Counted are bytes between HBM and one device:
+each instruction reads its operands once and writes its result once. So it is a floor: a kernel
+that reads an operand twice is not seen. (`cost_analysis()` counts a loop's body once, whatever the
+number of iterations.)
 
 - Buffers outside HBM (`S(1)` is VMEM) cost nothing, nor do new names for what is there already:
   tuples and their elements, bitcasts, parameters.
@@ -47,6 +48,7 @@ SAME_NUMBER = frozenset(["bitcast", "convert", "copy", "copy-done", "copy-start"
 class Array:
     """An array's shape: sizes, dimensions from minor to major, tiles, bits of an element, space."""
 
+    dtype: str
     dims: tuple[int, ...]
     order: tuple[int, ...]
     tiles: tuple[tuple[int, ...], ...]
@@ -72,12 +74,12 @@ class Array:
 Shape = Array | tuple["Shape", ...]
 
 
-def _leaves(shape: Shape) -> list[Array]:
-    return [shape] if isinstance(shape, Array) else [x for part in shape for x in _leaves(part)]
+def leaves(shape: Shape) -> list[Array]:
+    return [shape] if isinstance(shape, Array) else [x for part in shape for x in leaves(part)]
 
 
 def _hbm_bytes(shape: Shape) -> int:
-    return sum(x.hbm_bytes for x in _leaves(shape))
+    return sum(x.hbm_bytes for x in leaves(shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +98,11 @@ class Instruction:
         """What the pattern's group matches in the attributes, or nothing."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else ""
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it makes none."""
+        return int(self.attribute(r'"estimated_cycles":"(\d+)"') or 0)
 
     def called(self, kind: str) -> str:
         """The name of the computation with this role."""
@@ -165,7 +172,9 @@ def parse(text: str) -> Module:
     entry = name = ""
     known: dict[str, Instruction] = {}
     root = None
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+    # A kernel's metadata may have lines of their own.
+    text = re.sub(r"\n(?=\"|\}\})", " ", re.sub(r"/\*.*?\*/", "", text))
+    for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
             name, known = head[2], {}
             entry = name if head[1] else entry
@@ -220,7 +229,9 @@ def _shape(text: str) -> tuple[Shape, str]:
     # Less than a byte only where the layout says so; tokens have no bits.
     whole = 0 if head[1] in ("token", "opaque") else max((8, *numbers(head[2])))
     bits = numbers(layout("E")) or (whole,)
-    return Array(dims, order, tiles, bits[0], *(numbers(layout("S")) or (0,))), text[head.end() :]
+    (space,) = numbers(layout("S")) or (0,)
+    array = Array(head[1] + head[2], dims, order, tiles, bits[0], space)
+    return array, text[head.end() :]
 
 
 # --- one instruction
@@ -232,7 +243,7 @@ class _Node:
     def __init__(self, opcode: str, shape: Shape, operands: tuple["_Node", ...] = ()):
         self.opcode, self.operands = opcode, operands
         self.users: list[tuple[_Node, int]] = []
-        self.elements = sum(math.prod(x.dims) for x in _leaves(shape))
+        self.elements = sum(math.prod(x.dims) for x in leaves(shape))
         # A tuple's elements are used where they come out of it.
         for number, operand in enumerate(operands if opcode != "tuple" else ()):
             operand.users.append((self, number))
@@ -395,8 +406,8 @@ class Traffic:
         return "\n".join(map(str, self.accesses))
 
 
-def traffic(module: Module, *, trips: Mapping[str, int], loop: str | None) -> Traffic:
-    """HBM traffic of one run of the program, or of one iteration of a loop of it.
+def schedule(module: Module, *, trips: Mapping[str, int], loop: str | None) -> list[Access]:
+    """Every instruction of one run of the program, or of one iteration of a loop of it.
 
     trips: iterations of while loops by the end of their op_name; the longest that fits counts.
         Loops that `iterations` knows need none.
@@ -418,7 +429,12 @@ def traffic(module: Module, *, trips: Mapping[str, int], loop: str | None) -> Tr
     def costliest(branches: list[list[Access]]) -> list[Access]:
         return max(branches, key=lambda accesses: sum(a.total for a in accesses))
 
-    found = _walk(module, module.body(loop), 1, times, costliest)
+    return _walk(module, module.body(loop), 1, times, costliest)
+
+
+def traffic(module: Module, *, trips: Mapping[str, int], loop: str | None) -> Traffic:
+    """HBM traffic of what `schedule` gives."""
+    found = [a for a in schedule(module, trips=trips, loop=loop) if a.total]
     return Traffic(tuple(sorted(found, key=lambda a: -a.total)))
 
 
@@ -433,7 +449,7 @@ def large_writes(module: Module, at_least_bytes: int, *, loop: str | None) -> li
         return [a for accesses in branches for a in accesses]
 
     found = _walk(module, module.body(loop), 1, lambda _: 1, every)
-    return [a for a in found if a.written >= at_least_bytes]
+    return [a for a in found if a.written >= max(1, at_least_bytes)]
 
 
 def collectives(module: Module) -> list[tuple[Instruction, int]]:
@@ -444,7 +460,7 @@ def collectives(module: Module) -> list[tuple[Instruction, int]]:
         for i in computation.instructions
         if i.opcode.removesuffix("-start") in COLLECTIVES
     ]
-    return [(i, sum(x.data_bytes for x in _leaves(i.result))) for i in found]
+    return [(i, sum(x.data_bytes for x in leaves(i.result))) for i in found]
 
 
 def _walk(
@@ -471,7 +487,5 @@ def _walk(
         elif i.opcode == "call":
             found += _walk(module, i.called("to_apply"), number, times, choose)
         else:
-            read, written = _bytes(module, i)
-            if read or written:
-                found.append(Access(i, number, read, written))
+            found.append(Access(i, number, *_bytes(module, i)))
     return found

@@ -12,9 +12,11 @@ from cir_jax.config.files import (
     check_key,
     differences,
     from_tree,
+    from_tree_alone,
     holds_run,
     holds_weights,
     load,
+    load_alone,
     load_run,
     override,
     save_run,
@@ -25,6 +27,7 @@ from cir_jax.config.files import (
 )
 from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.keys import describe, section_of
+from cir_jax.config.mesh import MeshConfig
 from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
@@ -34,7 +37,6 @@ from cir_jax.config.sections import (
     CriticConfig,
     DataConfig,
     EvalConfig,
-    MeshConfig,
     OptimConfig,
     ResultConfig,
     RewardConfig,
@@ -81,9 +83,11 @@ __all__ = [
     "differences",
     "eval_max_calls",
     "from_tree",
+    "from_tree_alone",
     "holds_run",
     "holds_weights",
     "load",
+    "load_alone",
     "load_run",
     "max_calls_at",
     "most_calls",

@@ -27,10 +27,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError with one line naming the key, its value and the nearest valid name.
     """
+    return from_tree(_with_overrides(path, overrides))
+
+
+def load_alone(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The same, whether or not the directories and files that it names are here."""
+    return from_tree_alone(_with_overrides(path, overrides))
+
+
+def _with_overrides(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     tree = _read(Path(path))
     for override in overrides:
         _set(tree, *_parse_override(override))
-    return from_tree(tree)
+    return tree
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -98,11 +107,7 @@ def from_tree(tree: dict[str, Any]) -> Config:
 
     Raises ConfigError with one line naming the key, its value and the nearest valid name.
     """
-    tree = _with_preset(tree)
-    try:
-        cfg = Config.model_validate(_tuples(tree))
-    except pydantic.ValidationError as error:
-        raise ConfigError(one_line(error, tree)) from error
+    cfg = from_tree_alone(tree)
     for key, value in (("tokenizer", cfg.tokenizer), ("sft.weights", cfg.sft.weights)):
         if value and not asset_dir(value).is_dir():
             raise ConfigError(missing_file(key, asset_dir(value)))
@@ -111,6 +116,15 @@ def from_tree(tree: dict[str, Any]) -> Config:
         if value and not Path(value).is_file():
             raise ConfigError(missing_file(key, Path(value)))
     return cfg
+
+
+def from_tree_alone(tree: dict[str, Any]) -> Config:
+    """As `from_tree`, whether or not the directories and files that it names are here."""
+    tree = _with_preset(tree)
+    try:
+        return Config.model_validate(_tuples(tree))
+    except pydantic.ValidationError as error:
+        raise ConfigError(one_line(error, tree)) from error
 
 
 def to_tree(cfg: Config) -> dict[str, Any]:

@@ -9,20 +9,10 @@ from pydantic import Field
 
 from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from cir_jax.config.hosts import HostsConfig
+from cir_jax.config.mesh import MeshConfig
 from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.model import ComputeConfig, ModelConfig
 from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfig
-
-
-class MeshConfig(Section):
-    """Devices per mesh axis; their product must be the number of devices."""
-
-    data: PositiveInt = 1
-    """Devices that hold copies of the parameters and share the rows."""
-    fsdp: PositiveInt = 1
-    """Devices that share the rows and the parameters."""
-    tensor: PositiveInt = 1
-    """Devices that share heads, MLP and vocabulary."""
 
 
 class ColumnsConfig(Section):
@@ -476,10 +466,20 @@ class Config(Section):
                     f"{key}={rows}: must be a multiple of mesh.data x mesh.fsdp = {devices}, "
                     "the devices that share the rows"
                 )
+        decoding = self.mesh.decoding
+        devices = decoding.data * decoding.fsdp
         if self.rollout.slots % devices:
+            others = "mesh.data x mesh.fsdp"
+            if self.mesh.decode_tensor is not None:
+                others = "all devices / mesh.decode_tensor"
             raise ValueError(
-                f"rollout.slots={self.rollout.slots}: must be a multiple of mesh.data x mesh.fsdp "
-                f"= {devices}, the devices that share the rows"
+                f"rollout.slots={self.rollout.slots}: must be a multiple of {others} = {devices}, "
+                "the devices that share the rows"
+            )
+        if (self.mesh.decode_tensor or 1) > self.model.num_kv_heads:
+            raise ValueError(
+                f"mesh.decode_tensor={self.mesh.decode_tensor}: must be at most "
+                f"model.num_kv_heads={self.model.num_kv_heads}, the heads that are shared"
             )
         if self.rollout.prompts_per_step % self.rl.minibatch_prompts:
             raise ValueError(

@@ -182,7 +182,7 @@ class _Shards:
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("fsdp") * size, size)
 
     def sum_to_own_tokens(self, x: Array) -> Array:
-        return meshes.sum_to_own_part(x, "fsdp", 0) if self.count > 1 else x
+        return meshes.sum_to_own_part(x, 0) if self.count > 1 else x
 
 
 class _Distribution(NamedTuple):

@@ -433,14 +433,18 @@ def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, 
     def cast(path, x: Array) -> Array:
         return x if path[-1].key == "scale" else x.astype(dtype)
 
+    def laid_out(axes: Params, params: Params) -> Params:
+        return jax.tree.map(
+            lambda axes, x: meshes.constrain(x, *axes), axes, params, is_leaf=meshes.is_axes
+        )
+
     params = jax.tree_util.tree_map_with_path(cast, params)
+    # First with the rows' devices sharing them: from a mesh without `tensor` right to the last
+    # layout, XLA would gather all of a parameter everywhere.
+    params = laid_out(param_axes(cfg), params)
     if meshes.platform() == "cpu":
         params = params | {"layers": _listed(params["layers"], cfg.num_layers)}
-    axes = decoding_axes(params, cfg)
-    params = jax.tree.map(
-        lambda axes, x: meshes.constrain(x, *axes), axes, params, is_leaf=meshes.is_axes
-    )
-    return params, cfg
+    return laid_out(decoding_axes(params, cfg), params), cfg
 
 
 def _listed(stack: Params, num_layers: int) -> dict[int, Params]:

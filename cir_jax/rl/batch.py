@@ -142,6 +142,13 @@ def pack(
     return layout.batch(sequences), layout.num_micro
 
 
+def abstract_batch(shape: tuple[int, int, int]) -> TrainBatch:
+    """Shapes and types of packed arrays [M, R, T]."""
+    layout = Layout([1], row_length=1, micro_rows=1, max_micro=1)
+    one = layout.batch([Sequence1D(np.zeros(1, np.int32), np.zeros(1, np.int8))])
+    return TrainBatch(*(jax.ShapeDtypeStruct(shape, x.dtype) for x in one))
+
+
 def max_micro(num_sequences: int, micro_rows: int) -> int:
     """Micro-batches that hold any num_sequences: at worst each takes a row of its own."""
     return -(-num_sequences // micro_rows)

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
@@ -19,7 +20,7 @@ from cir_jax.records import (
     Trajectory,
     author_spans,
 )
-from cir_jax.rollout import fence
+from cir_jax.rollout import compiled, fence
 from cir_jax.rollout.playback import Playback, at_once
 from cir_jax.rollout.rows import Row
 from cir_jax.rollout.sampling import PLAIN, Sampling, row_keys
@@ -44,22 +45,28 @@ class Engine:
         max_prompt_tokens: int,
         dtype: str,
         seed: int,
+        mesh: Mesh | None = None,
     ):
         """sandbox: None for an engine that only replays.
 
         dtype: of decoding, and of its cache unless the config has another; a name of numpy's.
+        mesh: of decoding; None: that of `jax.set_mesh`. The parameters may lie on another one of
+        the same devices in the same order.
         """
         self.model = model
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.sandbox = sandbox
         self.max_prompt_tokens = max_prompt_tokens
-        self._cache_dtype = dtype if cfg.cache_dtype == "compute" else cfg.cache_dtype
+        self._cache_dtype = compiled.cache_dtype(cfg, dtype)
+        self._mesh = mesh
         self.seed = seed
         self._boundary = fence.BOUNDARIES[cfg.boundary]
-        self._table = jnp.asarray(fence.token_table(tokenizer, model.vocab_size, self._boundary))
+        table = fence.token_table(tokenizer, model.vocab_size, self._boundary)
+        with self._on_mesh():
+            self._table = jnp.asarray(table)
         self._template, self._chat = template, chat
-        self._cast = jax.jit(lambda params: qwen.for_decoding(params, model, dtype)[0])
+        self._cast = compiled.decoding_weights(model, dtype)
 
     def rollout(
         self,
@@ -123,7 +130,8 @@ class Engine:
             group = (self.seed, phase, step, index[row.group])
             return shared.submit(code, program_seed(code, group, (row.sample, len(row.calls))))
 
-        done, stats = Schedule(self._setting(params, submit, on_tokens), rows).run()
+        with self._on_mesh():
+            done, stats = Schedule(self._setting(params, submit, on_tokens), rows).run()
         stats.num_shared = shared.num_shared
         groups = range(0, len(done), samples)
         return [done[i : i + samples] for i in groups], stats
@@ -165,6 +173,7 @@ class Engine:
             def submit(row: Row, code: str) -> Future[ExecResult]:
                 return answer(row.recorded.calls[len(row.calls)].result)
 
+            stack.enter_context(self._on_mesh())
             return Schedule(self._setting(params, submit), rows).run()
 
     def fits(self, problem: Problem) -> bool:
@@ -186,6 +195,9 @@ class Engine:
     def _limit(self, prompt: int) -> tuple[int, StopReason]:
         limit = prompt + self.cfg.max_response_tokens
         return (limit, "response_length") if limit <= self._context else (self._context, "context")
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager:
+        return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
 
     def _setting(self, params: qwen.Params, submit, on_tokens: OnTokens | None = None) -> Setting:
         return Setting(

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
@@ -25,9 +24,8 @@ from cir_jax import mesh as meshes
 from cir_jax.config import ModelConfig, RolloutConfig
 from cir_jax.models import qwen
 from cir_jax.records import Author, Call, ExecResult, Trajectory
-from cir_jax.rollout import decode, fence
+from cir_jax.rollout import compiled, decode, fence
 from cir_jax.rollout.rows import Row, State
-from cir_jax.rollout.sampling import Sampling
 from cir_jax.sandbox.text import result_text
 from cir_jax.tokenizer import Tokenizer
 
@@ -103,10 +101,10 @@ class Schedule:
         # This process's slots, and which of them share a device.
         self.num_slots = self.cfg.slots // jax.process_count()
         self.per_device = self.cfg.slots // meshes.num_row_shards()
-        self.max_stopped = jnp.int32(int(self.cfg.return_share * self.cfg.slots))
-        self.idle_work = self._no_work()
+        self.max_stopped = compiled.max_stopped(self.cfg)
+        self.idle_work = compiled.no_work(self.num_slots, setting.max_prompt_tokens)
         width = setting.max_length if any(row.recorded for row in rows) else 1
-        self.forced = np.full((self.num_slots, width), -1, np.int32)
+        self.forced = compiled.nothing_forced(self.num_slots, width)
         self.forced_on_device = meshes.put_rows(self.forced)
         self.launch = 0
         self.in_flight: collections.deque[tuple[int, dict[int, Row], decode.Report]] = (
@@ -155,29 +153,6 @@ class Schedule:
 
     # --- before a segment
 
-    def _no_work(self) -> decode.Work:
-        B, T = self.num_slots, self.setting.max_prompt_tokens
-
-        def zeros(dtype, *shape: int) -> np.ndarray:
-            return np.zeros((B, *shape), dtype)
-
-        return decode.Work(
-            ends=zeros(bool),
-            enters=zeros(bool),
-            max_length=zeros(np.int32),
-            calls_left=zeros(np.int32),
-            keys=zeros(np.uint32, 2),
-            sampling=Sampling(
-                zeros(np.float32), zeros(np.float32), zeros(np.int32), zeros(np.float32)
-            ),
-            ids=zeros(np.int32, T),
-            count=zeros(np.int32),
-            source=np.full(B, -1, np.int32),
-            is_output=zeros(bool),
-            is_last=zeros(bool),
-            queued=zeros(np.int32),
-        )
-
     def _launch(self) -> None:
         """Dispatches a segment, and before it what there is to do."""
         self.launch += 1
@@ -197,11 +172,9 @@ class Schedule:
             self.setting.table,
             self.forced_on_device,
             self.max_stopped,
-            cfg=self.setting.model,
-            steps=self.cfg.segment_steps,
-            end_ids=self.setting.tokenizer.end_ids,
-            prefill_rows=-(-self.cfg.prefill_rows // meshes.num_row_shards()),
-            prefill_chunk=self.cfg.prefill_chunk,
+            **compiled.advance_options(
+                self.cfg, self.setting.model, self.setting.tokenizer.end_ids
+            ),
         )
         self.in_flight.append((self.launch, dict(self.rows), report))
         self.stats.num_segments += 1

@@ -1,13 +1,12 @@
 """What a step's rollouts teach: forward passes, advantages, updates over mini-batches."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Float
 
@@ -20,41 +19,19 @@ from cir_jax.rl.advantage import ADVANTAGES, Rollouts, outcome_rewards, value_ta
 from cir_jax.rl.batch import Layout, Sequence1D, max_micro, trained_tokens
 from cir_jax.rl.kl import KL
 from cir_jax.rl.loss import LOSS_MEANS
-from cir_jax.train.state import TrainState, abstract_state, init_state, make_optimizer
-from cir_jax.train.step import (
-    Given,
-    make_update,
-    make_value_update,
-    old_logprobs,
-    old_values,
-    rl_loss_fn,
-)
+from cir_jax.train import compiled
+from cir_jax.train.state import TrainState, init_state
+from cir_jax.train.step import Given, old_logprobs, old_values
 
 # Digits that are kept of what compares two programs, so that their last bits do not show.
 _DIGITS = {"sampler_mismatch_max": 3, "sampler_mismatch_mean": 6, "sampler_kl": 6}
-
-
-def rl_optimizer(cfg: Config) -> optax.GradientTransformation:
-    return make_optimizer(cfg.rl.optim, cfg.rl.steps * updates_per_step(cfg))
-
-
-def updates_per_step(cfg: Config) -> int:
-    return cfg.rl.epochs * cfg.rollout.prompts_per_step // cfg.rl.minibatch_prompts
-
-
-def critic_optimizer(cfg: Config) -> optax.GradientTransformation:
-    return make_optimizer(cfg.rl.critic.optim, cfg.rl.steps * updates_per_step(cfg))
 
 
 def init_critic(params: qwen.Params, cfg: Config, mesh: Mesh) -> TrainState:
     """A critic that begins with a policy's weights."""
     params = value.critic(params, cfg.model, jax.random.key(cfg.seed))
     model = value.critic_model(cfg.model)
-    return init_state(params, model, mesh, critic_optimizer(cfg), value)
-
-
-def abstract_critic(cfg: Config, mesh: Mesh) -> TrainState:
-    return abstract_state(value.critic_model(cfg.model), mesh, critic_optimizer(cfg), value)
+    return init_state(params, model, mesh, compiled.critic_optimizer(cfg), value)
 
 
 class Models(NamedTuple):
@@ -72,12 +49,8 @@ class Learner:
         self._mesh = mesh
         self._reference = reference
         self._temperature = jnp.float32(cfg.rollout.temperature)
-        loss_fn = rl_loss_fn(cfg.rl)
-        self._update = make_update(cfg.model, cfg.compute, mesh, rl_optimizer(cfg), loss_fn)
-        self._critic_model = value.critic_model(cfg.model)
-        self._update_critic = make_value_update(
-            self._critic_model, cfg.compute, mesh, critic_optimizer(cfg), cfg.rl.critic.clip
-        )
+        self._update = compiled.policy_update(cfg, mesh)
+        self._update_critic = compiled.critic_update(cfg, mesh)
 
     def learn(
         self,
@@ -119,19 +92,18 @@ class Learner:
                 arrays = {
                     name: layout.pack((before[name][i] for i in members), np.float32)
                     for name in names
-                    if name in before
                 }
                 return put(Given(**arrays), self._mesh)
 
             line = {}
             hosts.mark_devices("update")
             if critic is not None:
-                of_critic = given("old_values", "targets")
+                of_critic = given(*compiled.GIVEN_TO_CRITIC)
                 critic, line = self._update_critic(
                     critic, batch, of_critic, count, self._temperature
                 )
                 line = {f"critic/{name}": x for name, x in line.items()}
-            of_policy = given("old_logp", *(("ref_logp",) if rl.kl_in == "loss" else ()))
+            of_policy = given(*compiled.given_to_policy(self._cfg))
             policy, more = self._update(policy, batch, of_policy, count, self._temperature)
             line |= more
             lines.append(metrics.plain(line))
@@ -169,24 +141,23 @@ class Learner:
 
         In the mini-batches of the first epoch: there, the first ratio is exactly 1.
         """
-        of_tokens: dict[str, Callable] = {}
         log_probabilities = functools.partial(
             old_logprobs,
             temperature=self._temperature,
             cfg=self._cfg.model,
             compute=self._cfg.compute,
         )
-        if len(minibatches) > 1 or (self._reference is not None and self._cfg.rl.kl_in == "reward"):
-            of_tokens["old_logp"] = functools.partial(log_probabilities, models.policy.params)
-        if self._reference is not None:
-            of_tokens["ref_logp"] = functools.partial(log_probabilities, self._reference)
-        if models.critic is not None:
-            of_tokens["old_values"] = functools.partial(
-                old_values,
-                models.critic.params,
-                cfg=self._critic_model,
-                compute=self._cfg.compute,
-            )
+
+        def values(*args):
+            model = value.critic_model(self._cfg.model)
+            return old_values(models.critic.params, *args, cfg=model, compute=self._cfg.compute)
+
+        ways = {
+            "old_logp": functools.partial(log_probabilities, models.policy.params),
+            "ref_logp": functools.partial(log_probabilities, self._reference),
+            "old_values": values,
+        }
+        of_tokens = {name: ways[name] for name in compiled.before_updates(self._cfg)}
         out = {name: [np.zeros(0)] * len(rows) for name in of_tokens}
         first_epoch = minibatches[: len(minibatches) // self._cfg.rl.epochs]
         for members in first_epoch if of_tokens else ():
@@ -252,4 +223,4 @@ def trained(row: Trajectory, rl: RLConfig) -> np.ndarray:
 
 def put(tree, mesh: Mesh):
     """Arrays [M, R, T] onto the mesh: rows over the batch axes."""
-    return meshes.put_same(tree, meshes.sharding(mesh, None, "batch", "length"))
+    return meshes.put_same(tree, meshes.sharding(mesh, *compiled.BATCH_AXES))

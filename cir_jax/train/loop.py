@@ -28,18 +28,12 @@ from cir_jax.sandbox.store import Replay, Store, record_name
 from cir_jax.tokenizer import Tokenizer
 from cir_jax.train import resume, trace, weights
 from cir_jax.train.checkpoint import Checkpoints, Damaged, Place, Record, Restored
+from cir_jax.train.compiled import abstract_critic, rl_optimizer, sft_update
 from cir_jax.train.digest import params_digest
 from cir_jax.train.display import Display
 from cir_jax.train.experience import Experience, gather
 from cir_jax.train.gates import Gates, Paused
-from cir_jax.train.learn import (
-    Learner,
-    Models,
-    abstract_critic,
-    init_critic,
-    put,
-    rl_optimizer,
-)
+from cir_jax.train.learn import Learner, Models, init_critic, put
 from cir_jax.train.rollouts import open_rollouts
 from cir_jax.train.sft import FromFiles, Generated, SFTData
 from cir_jax.train.state import (
@@ -51,7 +45,7 @@ from cir_jax.train.state import (
     make_optimizer,
     reference_params,
 )
-from cir_jax.train.step import Given, make_update, old_logprobs, sft_loss_fn
+from cir_jax.train.step import Given, old_logprobs
 from cir_jax.train.stopping import Interrupted, Stopper
 from cir_jax.train.transcripts import COUNTED
 from cir_jax.watchdog import Watchdog
@@ -328,8 +322,7 @@ def sft_data(run: Run) -> SFTData:
 def cold_start(run: Run, data: SFTData, state: TrainState, first_step: int) -> qwen.Params:
     """Masked SFT."""
     cfg = run.cfg
-    optimizer = make_optimizer(cfg.sft.optim, data.num_steps)
-    update = make_update(cfg.model, cfg.compute, run.mesh, optimizer, sft_loss_fn)
+    update = sft_update(cfg, run.mesh, data.num_steps)
     num_max = max_micro(cfg.sft.batch_size, cfg.sft.micro_rows)
     run.display.begin("SFT", data.num_steps, first_step)
     if first_step == 0:

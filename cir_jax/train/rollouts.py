@@ -66,5 +66,6 @@ def open_rollouts(cfg: Config, record_dir: Path | None) -> Iterator[Rollouts]:
             max_prompt_tokens=cfg.data.max_prompt_tokens,
             dtype=cfg.compute.dtype,
             seed=cfg.seed,
+            mesh=meshes.decoding_mesh(mesh, cfg.mesh),
         )
         yield Rollouts(mesh, tokenizer, sandbox, grader, engine)
