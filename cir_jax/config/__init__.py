@@ -5,6 +5,7 @@ Every field's docstring gives its unit, and the source where a paper fixes its v
 """
 
 from cir_jax.config.base import Section
+from cir_jax.config.data import ColumnsConfig, DataConfig
 from cir_jax.config.errors import ConfigError
 from cir_jax.config.files import (
     CONFIG_FILE,
@@ -24,17 +25,15 @@ from cir_jax.config.files import (
 from cir_jax.config.keys import describe, section_of
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
+from cir_jax.config.reward import AnswerFormat, RewardConfig
 from cir_jax.config.sections import (
     CheckpointConfig,
-    ColumnsConfig,
     Config,
     CriticConfig,
-    DataConfig,
     EvalConfig,
     MeshConfig,
     OptimConfig,
     ResultConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
     SandboxConfig,
@@ -47,6 +46,7 @@ from cir_jax.config.sections import (
 __all__ = [
     "CONFIG_FILE",
     "PRESETS",
+    "AnswerFormat",
     "CheckpointConfig",
     "ColumnsConfig",
     "ComputeConfig",
