@@ -178,15 +178,16 @@ def _first(where: str, row: dict, columns: tuple[str, ...]) -> tuple[str, Any]:
     raise ConfigError(f"{where}: {columns[0]}: missing (or {', '.join(columns[1:])}); has {there}")
 
 
-def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> Path:
-    """Makes a set anew. Returns the directory of its files."""
+def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> dict[str, int]:
+    """Makes a set anew in its directory. Returns the number of problems of each split."""
+    tfds.disable_progress_bar()
     builder = Problems(config=name, data_dir=data_dir, file_format="array_record")
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir,
         download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS,
     )
     builder.download_and_prepare(download_dir=data_dir / "downloads", download_config=config)
-    return Path(builder.data_dir)
+    return {split: its.num_examples for split, its in builder.info.splits.items()}
 
 
 def stored(name: str, data_dir: Path, split: str) -> Any:

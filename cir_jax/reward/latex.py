@@ -60,7 +60,7 @@ _DRAWN = [
     (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])"), ""),
     (re.compile(r",\s*\\!\s*"), ","),
     (re.compile(r"\\!"), ""),
-    (re.compile(r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\(?:[dtc]frac)(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"\\(?:ldotp)(?![a-zA-Z])"), "."),
