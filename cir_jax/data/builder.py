@@ -6,6 +6,8 @@ Order is the files', and the same rows give the same bytes.
 import dataclasses
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +30,7 @@ class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     name = "problems"
     # Sums are `_Sums`: TFDS would keep them in the package.
     url_infos: ClassVar[dict[str, Any]] = {}
+    sums: "_Sums"
     VERSION = tfds.core.Version(VERSION)
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name, description=its.summary) for name, its in SETS.items()
@@ -44,10 +47,9 @@ class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         name = self.builder_config.name
-        sums = _Sums(Path(self.data_dir).parents[2] / _SUMS)
         found = {}
         for split, files in SETS[name].splits.items():
-            paths = [(file, _path(name, split, file, dl_manager, sums)) for file in files]
+            paths = [(file, _path(name, split, file, dl_manager, self.sums)) for file in files]
             if all(path is not None for _, path in paths):
                 found[split] = self._generate_examples(name, split, paths)
         if not found:
@@ -181,12 +183,19 @@ def _first(where: str, row: dict, columns: tuple[str, ...]) -> tuple[str, Any]:
 def prepare(name: str, data_dir: Path, manual_dir: Path | None) -> dict[str, int]:
     """Makes a set anew in its directory. Returns the number of problems of each split."""
     tfds.disable_progress_bar()
-    builder = Problems(config=name, data_dir=data_dir, file_format="array_record")
-    config = tfds.download.DownloadConfig(
-        manual_dir=manual_dir,
-        download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS,
-    )
-    builder.download_and_prepare(download_dir=data_dir / "downloads", download_config=config)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # Beside the old one, which stays until the new one is whole.
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{name}.") as new:
+        builder = Problems(config=name, data_dir=new, file_format="array_record")
+        builder.sums = _Sums(data_dir / _SUMS)
+        builder.download_and_prepare(
+            download_dir=data_dir / "downloads",
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+        )
+        old = folder(name, data_dir)
+        shutil.rmtree(old, ignore_errors=True)
+        old.parent.mkdir(parents=True, exist_ok=True)
+        Path(builder.data_dir).rename(old)
     return {split: its.num_examples for split, its in builder.info.splits.items()}
 
 
