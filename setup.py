@@ -19,6 +19,8 @@ setup(
         "absl-py>=2",  # orbax's log
         "etils[epath]>=1.13",  # paths in buckets as on disks; orbax's own
         "grain>=0.2.18,<0.3",  # indexed data pipelines
+        # Data sets by name on array_record files; works, and is tested, without TensorFlow.
+        "tensorflow-datasets>=4.9.10,<5",
         "pyarrow>=17",  # parquet files of problems and trajectories
         "transformers>=5.23,<6",  # tokenizers; the format that weights are exchanged in
         "jinja2>=3.1",  # chat templates, which transformers renders with it

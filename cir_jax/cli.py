@@ -15,12 +15,14 @@ from cir_jax.arguments import add_overrides, one_line_errors, positive
 from cir_jax.bench import commands as bench_commands
 from cir_jax.chat import command as chat_command
 from cir_jax.collect import command as collect_command
-from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
+from cir_jax.config import Config, ConfigError, ResultConfig, RewardConfig, SandboxConfig
+from cir_jax.data import command as data_command
 from cir_jax.data import sources
 from cir_jax.drill import command as drill_command
 from cir_jax.evaluation import command as evaluation_command
 from cir_jax.parity import command as parity_command
 from cir_jax.report import command as report_command
+from cir_jax.reward.score import Grader
 from cir_jax.sandbox.errors import SandboxError
 from cir_jax.train.stopping import Interrupted, exit_code
 from cir_jax.verl import command as verl_command
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     collect_command.add(commands)
 
     evaluation_command.add(commands)
+    data_command.add(commands, lambda: Grader(cfg=RewardConfig(answer_format="angles")))
     ablation_command.add(commands)
     diff_runs.add(commands)
     drill_command.add(commands)

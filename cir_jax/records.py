@@ -19,6 +19,7 @@ class Author(enum.IntEnum):
 
 
 ExecStatus = Literal["ok", "error", "timeout", "crashed", "oom", "infra"]
+Verifier = Literal["math", "exact", "choice", "plan", "gym"]
 # What ended a response: its end-of-text token, or the limit that it hit.
 StopReason = Literal["eos", "response_length", "context", "row_time", "step_time"]
 
@@ -27,6 +28,7 @@ StopReason = Literal["eos", "response_length", "context", "row_time", "step_time
 class Problem:
     """One question with what is needed to grade an answer to it.
 
+    verifier: how answers are graded, a name in cir_jax/reward/verifiers.py.
     context: messages before the question, as (role, content).
     """
 
@@ -34,7 +36,7 @@ class Problem:
     task: str
     question: str
     answer: str
-    verifier: Literal["math", "gym"]
+    verifier: Verifier
     needs_code: bool = False
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     context: tuple[tuple[str, str], ...] = ()

@@ -4,9 +4,10 @@ import time
 
 import pytest
 
+from cir_jax.config import RewardConfig
 from cir_jax.records import Problem
-from cir_jax.reward.answer import last_boxed, math_equal
-from cir_jax.reward.gym import pack, unpack
+from cir_jax.reward.boxes import last_boxed, last_in_angles
+from cir_jax.reward.packing import pack, unpack
 from cir_jax.reward.score import Grader
 
 
@@ -61,70 +62,21 @@ def test_last_boxed_takes_linear_time():
     assert time.monotonic() - started < 2
 
 
-CORRECT = [
-    ("5", "5"),
-    ("+5", "5"),
-    ("$5$", "5"),
-    ("005", "5"),
-    ("-0", "0"),
-    ("1,000", "1000"),
-    ("1{,}000", "1000"),
-    ("5.0", "5"),
-    ("0.5", r"\frac{1}{2}"),
-    ("1/2", r"\frac12"),
-    (r"-\frac{3}{4}", "-0.75"),
-    (r"1 \frac{1}{2}", "1.5"),
-    (r"2\sqrt{2}", r"\sqrt{8}"),
-    (r"\dfrac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
-    ("x^2+2x+1", "(x+1)^2"),
-    ("x=5", "5"),
-    (r"\{1,2\}", r"\{2,1\}"),
-    ("1, 2, 3", "3,2,1"),
-    ("(3, 4)", "(3,4)"),
-    ("[0,1)", "[0, 1)"),
-    (r"x \in (2,\infty)", r"(2,\infty)"),
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
-    (r"50\%", "50"),
-    (r"90^\circ", "90"),
-    (r"12\text{ dollars}", "12"),
-    (r"\text{(A)}", "A"),
-    (r"\text{Tuesday}", r"\text{Tuesday}"),
-    ("2^{10}", "1024"),
-    (r"\binom{5}{2}", "10"),
-    ("3+4i", "4i+3"),
-    (r"\frac{1}{2}", r"The sum is \boxed{1}, so the answer is \boxed{0.5}."),
-]
-WRONG = [
-    ("5", "6"),
-    ("-5", "5"),
-    ("50", "5"),
-    ("0.333", r"\frac{1}{3}"),
-    ("[0,1)", "(0,1)"),
-    ("x", "y"),
-    ("1,2", "1,2,3"),
-    (r"5 \text{ or } 6", "5"),
-    (r"5 \pm 1", "5"),
-    ("A", "B"),
-    ("x^2", "x^3"),
-    ("1", r"The sum is \boxed{1}, so the answer is \boxed{0.5}."),
-]
-
-
-@pytest.mark.parametrize(("answer", "truth"), CORRECT)
-def test_equal_answers(answer, truth):
-    assert math_equal(answer, truth)
-
-
-@pytest.mark.parametrize(("answer", "truth"), WRONG)
-def test_unequal_answers(answer, truth):
-    assert not math_equal(answer, truth)
-
-
-def test_grader_agrees_with_the_table_and_keeps_the_order(grader):
-    futures = [grader.submit(problem(t), [rf"\boxed{{{a}}}"]) for a, t in CORRECT + WRONG]
-    scores = [future.result(60) for future in futures]
-    assert [s.value for s in scores] == [1.0] * len(CORRECT) + [-1.0] * len(WRONG)
-    assert [s.reason for s in scores] == ["correct"] * len(CORRECT) + ["wrong"] * len(WRONG)
+@pytest.mark.parametrize(
+    ("segments", "content"),
+    [
+        (["so <<<5>>>"], "5"),
+        (["<<<1>>> or <<<2>>>"], "2"),
+        (["<<<a < b>>>", "that is it"], "a < b"),
+        (["<<<[[1, 2],\n[3, 4]]>>>"], "[[1, 2],\n[3, 4]]"),
+        (["<<<1>>> and <<<2"], None),
+        (["<<<", "1>>>"], None),
+        (["<<5>>"], None),
+        ([r"\boxed{5}"], None),
+    ],
+)
+def test_last_in_angles(segments, content):
+    assert last_in_angles(segments) == content
 
 
 @pytest.mark.parametrize(
@@ -171,9 +123,39 @@ def test_gym_scores(grader):
     words = gym_problem("spell_backward")
     assert grader.submit(words, [rf"\boxed{{\text{{{words.answer}}}}}"]).result(60).value == 1.0
     malformed = grader.submit(gym_problem("prime_factorization"), [r"\boxed{banana}"]).result(60)
-    assert (malformed.value, malformed.reason) == (-1.0, "error:ValueError")
+    assert (malformed.value, malformed.reason) == (-1.0, "unparsable")
     unknown = problem("5", verifier="gym", metadata={"source_dataset": "none"})
     assert grader.submit(unknown, [r"\boxed{5}"]).result(60).reason == "error:ValueError"
+
+
+def test_formats_and_modes():
+    """One worker per grader, no spare: this asks what is handed over, not how fast."""
+    said = ["First <<<1/2>>>, so", r"\boxed{7} or 0.5"]
+    half = problem("0.5")
+    with Grader(cfg=RewardConfig(answer_format="angles")) as grader:
+        assert grader.submit(half, said).result(60).reason == "correct"
+        assert grader.submit(half, said[1:]).result(60).reason == "no_answer"
+        assert grader.submit(half, [r"<<<\boxed{1/2}>>>"]).result(60).reason == "correct"
+        jobs = {
+            "exact": ("Valid", "valid", {}),
+            "choice": ("(B) five", "(B)", {}),
+            "plan": (
+                "(8-2)*(1+3)",
+                "",
+                {"checker": "game24", "numbers": [1, 2, 3, 8], "target": 24},
+            ),
+        }
+        for verifier, (answer, truth, metadata) in jobs.items():
+            asked = problem(truth, verifier=verifier, metadata=metadata)
+            assert grader.submit(asked, [f"<<<{answer}>>>"]).result(60).reason == "correct"
+            assert grader.submit(asked, ["<<<(C) 1>>>"]).result(60).value == -1.0
+        # What could not be checked is no wrong answer.
+        unknown = problem("", verifier="plan", metadata={"checker": "none"})
+        assert grader.submit(unknown, ["<<<1>>>"]).result(60).reason == "error:KeyError"
+    with Grader(cfg=RewardConfig(mode="lenient")) as grader:
+        assert grader.submit(half, ["The answer is 1/2."]).result(60).reason == "correct"
+        assert grader.submit(half, [r"\boxed{7} or 0.5"]).result(60).reason == "wrong"
+        assert grader.submit(half, ["I do not know."]).result(60).reason == "unparsable"
 
 
 def test_gym_metadata_survive_json():

@@ -12,8 +12,9 @@ import pytest
 from cir_jax import cli
 from cir_jax import config as configs
 from cir_jax.config import ConfigError
+from cir_jax.config.templates import TEMPLATES
 from cir_jax.verl import hydra, shell
-from cir_jax.verl.keys import CIR_TEMPLATE, KEYS, Launch, key_of
+from cir_jax.verl.keys import KEYS, Launch, key_of
 from cir_jax.verl.translate import to_toml, translate
 
 ROOT = Path(__file__).parent
@@ -748,7 +749,7 @@ def test_the_reference_launch_gives_the_papers_settings(tmp_path, capsys):
         3.0,
     )
     assert (rollout.max_calls, rollout.boundary) == (2, "fence")
-    assert (cfg.data.template, cfg.data.tasks) == (CIR_TEMPLATE, ("sum", "primes"))
+    assert (cfg.data.template, cfg.data.tasks) == (TEMPLATES["cir"], ("sum", "primes"))
     assert (cfg.checkpoint.every, cfg.name, cfg.seed, rl.steps) == (10, "cir", 80, 300)
     # All else is as the paper's run is by default, where the sections say so.
     default = configs.RLConfig()

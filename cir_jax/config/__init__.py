@@ -5,6 +5,7 @@ Every field's docstring gives its unit, and the source where a paper fixes its v
 """
 
 from cir_jax.config.base import Section
+from cir_jax.config.data import ColumnsConfig, DataConfig
 from cir_jax.config.errors import ConfigError
 from cir_jax.config.files import (
     CONFIG_FILE,
@@ -31,15 +32,13 @@ from cir_jax.config.mesh import MeshConfig
 from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnConfig
 from cir_jax.config.presets import PRESETS, preset
+from cir_jax.config.reward import AnswerFormat, RewardConfig
 from cir_jax.config.sections import (
-    ColumnsConfig,
     Config,
     CriticConfig,
-    DataConfig,
     EvalConfig,
     OptimConfig,
     ResultConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
     SandboxConfig,
@@ -53,6 +52,7 @@ from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfi
 __all__ = [
     "CONFIG_FILE",
     "PRESETS",
+    "AnswerFormat",
     "CheckpointConfig",
     "ColumnsConfig",
     "ComputeConfig",

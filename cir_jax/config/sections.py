@@ -8,68 +8,13 @@ import pydantic
 from pydantic import Field
 
 from cir_jax.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from cir_jax.config.data import DataConfig
 from cir_jax.config.hosts import HostsConfig
 from cir_jax.config.mesh import MeshConfig
 from cir_jax.config.metrics import MetricsConfig
 from cir_jax.config.model import ComputeConfig, ModelConfig
+from cir_jax.config.reward import RewardConfig
 from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfig
-
-
-class ColumnsConfig(Section):
-    """Columns of files; a.b is field b of column a. The defaults are veRL's."""
-
-    prompt: str = "prompt"
-    """The question as text, or messages, {role, content} each, of which the last is the
-    question."""
-    answer: str = "reward_model.ground_truth"
-    """The answer that the grader compares with, text or a number."""
-    source: str = "data_source"
-    """Name that accuracies are reported by; files without the column: their own name."""
-
-
-class DataConfig(Section):
-    """Problems and prompts."""
-
-    tasks: tuple[str, ...] = ()
-    """Task kinds drawn with equal weight; names from cir_jax/data/tasks.py. In their place: files.
-    """
-    files: tuple[str, ...] = ()
-    """Problems to train on, .parquet (veRL's as they are), .jsonl or .json, each equally often."""
-    eval_files: tuple[str, ...] = ()
-    """Held-out problems, with files; from all in turn."""
-    columns: ColumnsConfig = ColumnsConfig()
-    """Columns of the files."""
-    eval_columns: ColumnsConfig | None = None
-    """Columns of the held-out files; null (leave out) = columns."""
-    template: str = "{question}\n"
-    """Text of the prompt; {question} is replaced."""
-    chat: bool = False
-    """Put it, as the user's message, into the tokenizer's chat template, thinking disabled, after
-    what other messages the problem has; else it is raw text (CIR: Qwen3 chat, Math base raw)."""
-    max_prompt_tokens: PositiveInt = 1024
-    """Longer prompts are never cut, tokens: those of files are left out and counted, others are an
-    error (CIR: 1024)."""
-    curriculum: str = ""
-    """File that `cir-jax curriculum` has written: which problems, or which tasks, RL draws from
-    which step on (R1-CI v2); empty: all from the first."""
-
-    @pydantic.model_validator(mode="after")
-    def _one_source(self) -> "DataConfig":
-        if self.tasks and self.files:
-            raise ValueError(f"files={list(self.files)}: tasks must be left out then")
-        if not self.tasks and not self.files:
-            raise ValueError("tasks=[]: must have at least one entry, unless there are files")
-        if bool(self.files) != bool(self.eval_files):
-            missing, other = ("eval_files", "files") if self.files else ("files", "eval_files")
-            raise ValueError(f"{missing}=[]: must have at least one entry, as {other} has")
-        return self
-
-    @pydantic.field_validator("template")
-    @classmethod
-    def _template(cls, value: str) -> str:
-        if "{question}" not in value:
-            raise ValueError("must contain {question}")
-        return value
 
 
 class OptimConfig(Section):
@@ -292,32 +237,6 @@ class SandboxConfig(Section):
         if value and (not is_right or "@" in parts.netloc or parts.query or parts.fragment):
             raise ValueError(problem)
         return value
-
-
-class RewardConfig(Section):
-    """Graders: +1 if the last box of model-written text is right, else -1 (CIR)."""
-
-    num_workers: PositiveInt = 1
-    """Grader processes on this host."""
-    timeout_s: PositiveFloat = 10.0
-    """Wall time per answer, seconds."""
-    step_timeout_s: PositiveFloat = 600.0
-    """Wall time of all answers of a step (or evaluation), seconds; those that are not graded by
-    then count as timed out."""
-    overlong_buffer: NonNegativeInt = 0
-    """Tokens before rollout.max_response_tokens from which on a response loses reward, at the end
-    overlong_factor (DAPO: 4096 of 20480); 0 = off (CIR)."""
-    overlong_factor: PositiveFloat = 1.0
-    """What the longest responses lose (DAPO: 1)."""
-    failed_code_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Taken off where any program failed (ToRL's ablation: 0.5; CIR: 0)."""
-    format_reward: Annotated[float, Field(ge=0)] = 0.0
-    """Given where all replies before the answer keep the format, taken off where one does not
-    (R1-CI v2: 0.1; CIR: 0)."""
-    turn_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Taken off above turn_limit turns (R1-CI v2: 0.1; CIR: 0)."""
-    turn_limit: PositiveInt = 6
-    """Turns of the model, the answer among them, without penalty (R1-CI v2: 6)."""
 
 
 class CriticOptimConfig(OptimConfig):

@@ -1,7 +1,7 @@
 """Rows of data files, with errors that say where: file, line, field, value, expectation."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,25 @@ def num_rows(path: Path) -> int:
     return sum(1 for _ in read_rows(path, ()))
 
 
+def suffixes() -> tuple[str, ...]:
+    """Endings of files that can be read."""
+    return tuple(_KINDS_OF_FILE)
+
+
+def column(row: Mapping[str, Any], name: str) -> Any:
+    """A column's value, a.b being field b of column a; None if there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
 def read_rows(
-    path: Path, fields: Collection[str] | None = None
+    path: Path, fields: Collection[str] | None = None, *, list_in: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row, and where it stands ("FILE, line 3"); numbers are from 1.
 
@@ -38,6 +55,7 @@ def read_rows(
     objects, .parquet a table, whose columns are the fields.
 
     fields: what is asked for; others of a table are not read, and are None.
+    list_in: the field of a .json file's one object that may hold its list of rows.
 
     Raises:
       ConfigError: a row is no object, or the file cannot be read.
@@ -45,7 +63,7 @@ def read_rows(
     if problem := suffix_problem(path):
         raise ConfigError(f"{path}: {problem}")
     try:
-        for where, row in _KINDS_OF_FILE[path.suffix](path, fields):
+        for where, row in _KINDS_OF_FILE[path.suffix](path, fields, list_in):
             if not isinstance(row, dict):
                 raise ConfigError(f"{where}: {_excerpt(row)}: must be an object of fields")
             yield where, row
@@ -53,7 +71,7 @@ def read_rows(
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _jsonl(path: Path, _) -> Iterator[tuple[str, Any]]:
+def _jsonl(path: Path, *_) -> Iterator[tuple[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -61,8 +79,10 @@ def _jsonl(path: Path, _) -> Iterator[tuple[str, Any]]:
                 yield where, _parsed(where, line)
 
 
-def _json(path: Path, _) -> Iterator[tuple[str, Any]]:
+def _json(path: Path, _, list_in: str) -> Iterator[tuple[str, Any]]:
     rows = _parsed(str(path), path.read_text(encoding="utf-8"))
+    if isinstance(rows, dict) and list_in in rows:
+        rows = rows[list_in]
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: must hold a list of objects; one object a line is .jsonl")
     for number, row in enumerate(rows, start=1):
@@ -76,7 +96,7 @@ def _parsed(where: str, text: str) -> Any:
         raise ConfigError(f"{where}: must be JSON: {error}: {_excerpt(text.strip())}") from error
 
 
-def _parquet(path: Path, fields: Collection[str] | None) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path, fields: Collection[str] | None, _) -> Iterator[tuple[str, Any]]:
     # 0.1 s that only who reads such files should wait for.
     import pyarrow
     from pyarrow import parquet

@@ -14,8 +14,11 @@ from cir_jax.data.sources import Source
 from cir_jax.records import Problem
 
 
-def train_problems(found: Sequence[Source], seed: int | str) -> grain.MapDataset:
-    """The sources in turn, each in a seeded order, another one whenever it begins anew.
+def train_problems(
+    found: Sequence[Source], seed: int | str, weights: Sequence[float] | None = None
+) -> grain.MapDataset:
+    """The sources in turn (or by weights), each in a seeded order, another one whenever it begins
+    anew.
 
     Element i is a function of (sources, seed, i), for any i: a step's problems are a slice.
     """
@@ -25,7 +28,7 @@ def train_problems(found: Sequence[Source], seed: int | str) -> grain.MapDataset
         draws = grain.MapDataset.range(len(source)).shuffle(seed=order_seed)
         return draws.map(lambda i: source[int(i)])
 
-    return grain.MapDataset.mix([one(source) for source in found])
+    return grain.MapDataset.mix([one(source).repeat() for source in found], weights)
 
 
 def step_problems(dataset: grain.MapDataset, step: int, count: int) -> list[Problem]:
@@ -40,7 +43,7 @@ def rl_problems(cfg: Config, found: Sequence[Source]) -> Callable[[int], list[Pr
     """
     count = cfg.rollout.prompts_per_step
     if not cfg.data.curriculum:
-        dataset = train_problems(found, cfg.seed)
+        dataset = train_problems(found, cfg.seed, sources.weights(cfg.data, found))
         return lambda number: step_problems(dataset, number, count)
     plan = curriculum.read(Path(cfg.data.curriculum))
     find = sources.finder(cfg.data, found)

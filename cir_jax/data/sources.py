@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cir_jax.config import ColumnsConfig, ConfigError, DataConfig
-from cir_jax.data import curriculum, tasks
+from cir_jax.data import curriculum, sets, tasks
 from cir_jax.data.curriculum import By
 from cir_jax.data.files import check_file
 from cir_jax.data.problems import read_problems
@@ -76,12 +76,15 @@ def of_tasks(names: Sequence[str], split: tasks.Split) -> list[Source]:
 
 
 def check(cfg: DataConfig) -> None:
-    """Raises ConfigError, with the nearest name, if a task or file is not there."""
+    """Raises ConfigError, with the nearest name, if a task, file or set is not there."""
     tasks.check_names(cfg.tasks)
     for key in ("files", "eval_files"):
         for file in getattr(cfg, key):
             check_file(Path(file), f"data.{key}")
-    if cfg.tasks and cfg.curriculum:
+    for key in ("sets", "eval_sets"):
+        for name in getattr(cfg, key):
+            _check_set(name, f"data.{key}", Path(cfg.directory))
+    if cfg.tasks and cfg.curriculum and not cfg.files and not cfg.sets:
         plan = curriculum.read(Path(cfg.curriculum))
         find = finder(cfg, of_tasks(cfg.tasks, "rl"))
         for stage in plan.stages:
@@ -89,28 +92,47 @@ def check(cfg: DataConfig) -> None:
                 find(plan.by, name)
 
 
-def train_sources(
-    cfg: DataConfig, fits: Callable[[Problem], bool], note: Callable[[str], None]
-) -> list[Source]:
-    """Of the RL phase: one of each task, or one of all files together.
+def _check_set(name: str, key: str, directory: Path) -> None:
+    base, split = sets.split_name(name, key)
+    folder = sets.folder(base, directory)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{key}={name!r}: not in data.directory={str(directory)!r}: "
+            f"cir-jax data prepare {base} --data-dir {directory}"
+        )
+    if not list(folder.glob(f"problems-{split}.*")):
+        raise ConfigError(f"{key}={name!r}: {folder} has no split {split}")
 
-    fits: whether a problem's prompt is short enough; a file's others are left out, and `note` is
-      told how many. Raises ConfigError if a file cannot be used, or nothing of it is left.
+
+Fits = Callable[[Problem], bool]
+Note = Callable[[str], None]
+
+
+def train_sources(cfg: DataConfig, fits: Fits, note: Note) -> list[Source]:
+    """Of the RL phase: one of each task, then one of all files and sets together; with weights one
+    of each file and set.
+
+    fits: whether a problem's prompt is short enough; others of files and sets are left out, and
+      `note` is told how many. Raises ConfigError if one cannot be used, or nothing of it is left.
     """
-    if cfg.tasks:
-        return of_tasks(cfg.tasks, "rl")
     lists = [_of_file(file, cfg.columns, fits, note) for file in cfg.files]
-    return [ListSource("files", [problem for problems in lists for problem in problems])]
+    lists += [_of_set(name, "data.sets", cfg, fits, note) for name in cfg.sets]
+    if lists and not cfg.weights:
+        lists = [ListSource("files", [problem for its in lists for problem in its.problems])]
+    return [*of_tasks(cfg.tasks, "rl"), *lists]
 
 
-def eval_sources(
-    cfg: DataConfig, fits: Callable[[Problem], bool], note: Callable[[str], None]
-) -> list[Source]:
-    """The held-out ones: one of each task, or of each file; the rest as above."""
-    if cfg.tasks:
-        return of_tasks(cfg.tasks, "eval")
+def weights(cfg: DataConfig, found: Sequence[Source]) -> list[float] | None:
+    """How often each of the training sources is drawn from; None: equally often."""
+    return [cfg.weights.get(source.name, 1.0) for source in found] if cfg.weights else None
+
+
+def eval_sources(cfg: DataConfig, fits: Fits, note: Note) -> list[Source]:
+    """The held-out ones: one of each task, file and set; the rest as above."""
     columns = cfg.eval_columns or cfg.columns
-    return [ListSource(file, _of_file(file, columns, fits, note)) for file in cfg.eval_files]
+    lists = [_of_file(file, columns, fits, note) for file in cfg.eval_files]
+    lists += [_of_set(name, "data.eval_sets", cfg, fits, note) for name in cfg.eval_sets]
+    return [*of_tasks(cfg.tasks, "eval"), *lists]
 
 
 def finder(cfg: DataConfig, found: Sequence[Source]) -> Callable[[By, str], Source]:
@@ -118,19 +140,21 @@ def finder(cfg: DataConfig, found: Sequence[Source]) -> Callable[[By, str], Sour
 
     It raises ConfigError if there is none of this name.
     """
-    in_files = [p for source in found if isinstance(source, ListSource) for p in source.problems]
-    by_id = {problem.problem_id: problem for problem in in_files}
+    listed = [p for source in found if isinstance(source, ListSource) for p in source.problems]
+    by_id = {problem.problem_id: problem for problem in listed}
     by_task: dict[str, list[Problem]] = {}
-    for problem in in_files:
+    for problem in listed:
         by_task.setdefault(problem.task, []).append(problem)
 
     def find(by: By, name: str) -> Source:
         where = f"data.curriculum={cfg.curriculum!r}"
-        if not cfg.tasks:
-            problems = by_task.get(name, []) if by == "task" else [by_id.get(name)]
-            if not any(problems):
-                raise ConfigError(f"{where}: {name!r} is no {by} of data.files={list(cfg.files)}")
+        problems = by_task.get(name, []) if by == "task" else [by_id.get(name)]
+        if any(problems):
             return ListSource(name, problems)
+        if not cfg.tasks:
+            which = {k: list(getattr(cfg, k)) for k in ("files", "sets") if getattr(cfg, k)}
+            said = " or ".join(f"data.{key}={value}" for key, value in which.items())
+            raise ConfigError(f"{where}: {name!r} is no {by} of {said}")
         try:
             task = name if by == "task" else tasks.parse_id(name)[0]
         except ValueError as error:
@@ -142,24 +166,39 @@ def finder(cfg: DataConfig, found: Sequence[Source]) -> Callable[[By, str], Sour
     return find
 
 
-def _of_file(
-    file: str,
-    columns: ColumnsConfig,
-    fits: Callable[[Problem], bool],
-    note: Callable[[str], None],
-) -> list[Problem]:
-    problems = read_problems(Path(file), columns)
+def _of_file(file: str, columns: ColumnsConfig, fits: Fits, note: Note) -> ListSource:
+    return ListSource(file, _short(file, read_problems(Path(file), columns), fits, note))
+
+
+def _of_set(name: str, key: str, cfg: DataConfig, fits: Fits, note: Note) -> ListSource:
+    return ListSource(name, _short(name, set_problems(name, key, cfg.directory), fits, note))
+
+
+def set_problems(name: str, key: str, directory: str) -> list[Problem]:
+    """The problems of a prepared set, NAME or NAME:SPLIT, in their order."""
+    _check_set(name, key, Path(directory))
+    # 1 s that only who reads such sets should wait for.
+    import grain
+
+    from cir_jax.data import builder
+
+    base, split = sets.split_name(name, key)
+    rows = builder.stored(base, Path(directory), split)
+    return list(grain.MapDataset.source(rows).map(builder.problem))
+
+
+def _short(name: str, problems: list[Problem], fits: Fits, note: Note) -> list[Problem]:
     try:
         short = [p for p in problems if fits(p)]
     except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error
     left_out = len(problems) - len(short)
     if not short:
         but = f" with a prompt of at most data.max_prompt_tokens: {left_out} are left out"
-        raise ConfigError(f"{file}: holds no problem{but if left_out else ''}")
+        raise ConfigError(f"{name}: holds no problem{but if left_out else ''}")
     if left_out:
         note(
-            f"{file}: {left_out} of {len(problems)} problems left out, their prompts are longer "
+            f"{name}: {left_out} of {len(problems)} problems left out, their prompts are longer "
             "than data.max_prompt_tokens"
         )
     return short

@@ -1,7 +1,8 @@
 """Task kinds: problem number i of a split, as a pure function of (task, split, i).
 
-Arithmetic from reasoning-gym and arithmetic in words. Splits never share a question: a hash of
-the question's text says which of sft, rl and eval it belongs to.
+Arithmetic from reasoning-gym and arithmetic in words, which have demonstrations for a cold start;
+all of Reasoning-Gym as rg:NAME (gym.py) and symbolic problems as sym:NAME (symbench.py). Splits
+never share a question: a hash of the question's text says which of sft, rl and eval it belongs to.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from cir_jax.config import ConfigError
-from cir_jax.records import Problem
+from cir_jax.data import gym, symbench
+from cir_jax.records import Problem, Verifier
 
 Split = Literal["sft", "rl", "eval"]
 
@@ -30,23 +32,46 @@ class Task:
 
     needs_code: bool
     candidate: Callable[[int], tuple[str, str, dict[str, Any]]]
-    verifier: Literal["math", "gym"]
+    verifier: Verifier
 
 
 def check_names(task_names: Sequence[str]) -> None:
     """Raises ConfigError, with the nearest name, if there is no such task."""
     for name in task_names:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"nearest: {near[0]}" if near else f"there are: {', '.join(TASKS)}"
+        if reason := gym.EXCLUDED.get(name.removeprefix(GYM)):
+            raise ConfigError(f"data.tasks: {name!r} cannot be used: {reason}")
+        if name not in names():
+            near = difflib.get_close_matches(name, names(), n=1)
+            hint = f"nearest: {near[0]}" if near else f"there are: {', '.join(names())}"
             raise ConfigError(f"data.tasks: unknown task {name!r}; {hint}")
+
+
+GYM, SYMBENCH = "rg:", "sym:"
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """All task kinds."""
+    of_gym = (GYM + name for name in gym.names())
+    return (*TASKS, *(SYMBENCH + name for name in symbench.MAKERS), *of_gym)
+
+
+@functools.cache
+def task(name: str) -> Task:
+    """The task kind of a name."""
+    if name.startswith(GYM):
+        return Task(True, gym.candidates(name.removeprefix(GYM)), "gym")
+    if name.startswith(SYMBENCH):
+        make, verifier = symbench.MAKERS[name.removeprefix(SYMBENCH)]
+        return Task(True, lambda index: make(random.Random(f"{name}:{index}")), verifier)
+    return TASKS[name]
 
 
 def problem(task_name: str, split: Split, index: int) -> Problem:
     """Problem number `index` of a split; any index, in any order."""
-    task = TASKS[task_name]
+    kind = task(task_name)
     for attempt in range(_CANDIDATES):
-        question, answer, metadata = task.candidate(index * _CANDIDATES + attempt)
+        question, answer, metadata = kind.candidate(index * _CANDIDATES + attempt)
         if split_of(question) == split:
             break
     else:
@@ -56,8 +81,8 @@ def problem(task_name: str, split: Split, index: int) -> Problem:
         task=task_name,
         question=question,
         answer=answer,
-        verifier=task.verifier,
-        needs_code=task.needs_code,
+        verifier=kind.verifier,
+        needs_code=kind.needs_code,
         metadata=metadata,
     )
 
@@ -70,7 +95,7 @@ def find_problem(problem_id: str) -> Problem:
 def parse_id(problem_id: str) -> tuple[str, Split, int]:
     """Task, split and index; ValueError if it is no problem's id."""
     match problem_id.split("/"):
-        case [name, split, index] if name in TASKS and split in get_args(Split):
+        case [name, split, index] if name in names() and split in get_args(Split):
             if index.isdecimal():
                 return name, split, int(index)
     raise ValueError(f"{problem_id!r} is not the id of a problem: TASK/SPLIT/NUMBER")
@@ -84,17 +109,7 @@ def split_of(question: str) -> Split:
 
 
 def _gym(name: str, needs_code: bool, **parameters: Any) -> Task:
-    @functools.cache
-    def dataset():
-        import reasoning_gym
-
-        return reasoning_gym.create_dataset(name, seed=0, size=2**48, **parameters)
-
-    def candidate(index: int) -> tuple[str, str, dict[str, Any]]:
-        entry = dataset()[index]
-        return entry["question"], entry["answer"], entry["metadata"]
-
-    return Task(needs_code, candidate, "gym")
+    return Task(needs_code, gym.candidates(name, **parameters), "gym")
 
 
 _ONES = (

@@ -1,37 +1,100 @@
-"""Answers to Reasoning-Gym problems, scored by the package's own functions.
+r"""Answers to Reasoning-Gym problems, scored by the package's own functions, and what they miss.
 
-Some of those give a few hundredths to a wrong answer, or to any answer at all, so a threshold
-decides. What they raise on a malformed answer is for the caller to turn into a reason.
+Some of those give hundredths to a wrong answer, so a threshold decides; some accept what is wrong,
+or nearly right: `STRICTER` says what must be true besides. A scorer that raises on an answer, but
+not on the true one, has called the answer malformed; any other error is the scorer's own.
+The table of all tasks stands in cir_jax/data/gym.py.
 """
 
 import functools
+import json
+import math
 import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
+
+from cir_jax.reward.answer import Verdict
 
 THRESHOLD = 0.99
 
 _TEXT = re.compile(r"\\(?:text|texttt|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 
+# A longer answer is no answer to any task; some scorers take more than linear time.
+_MAX_CHARS = 100_000
 
-def gym_correct(
+Entry = dict[str, Any]
+
+
+def gym_verdict(
     answer: str,
     *,
     question: str,
     truth: str,
     metadata: dict[str, Any],
     threshold: float = THRESHOLD,
-) -> bool:
+) -> Verdict:
     r"""Whether Reasoning-Gym's score of the answer reaches the threshold.
 
     An answer that is one whole \text{...} counts as what is in it.
 
     Args:
       metadata: of the Reasoning-Gym entry; `source_dataset` names the data set that scores it.
+
+    Raises:
+      Whatever the scorer raises on the truth itself.
     """
     text = _TEXT.fullmatch(answer.strip())
+    answer = text[1] if text else answer
+    if not answer.strip() or len(answer) > _MAX_CHARS:
+        return "unparsable"
+    name = metadata["source_dataset"]
     entry = {"question": question, "answer": truth, "metadata": metadata}
-    score = _score_function(metadata["source_dataset"])(text[1] if text else answer, entry)
-    return float(score) >= threshold
+    score = _score_function(name)
+    try:
+        value = float(score(answer, entry))
+        is_right = value >= threshold and STRICTER.get(name, _anything)(answer, entry)
+    except Exception:
+        score(truth, entry)
+        return "unparsable"
+    return "correct" if is_right else "wrong"
+
+
+def _anything(answer: str, entry: Entry) -> bool:
+    return True
+
+
+def _same_text(answer: str, entry: Entry) -> bool:
+    return answer.strip().casefold() == str(entry["answer"]).strip().casefold()
+
+
+def _finite(answer: str, entry: Entry) -> bool:
+    return not re.search("nan|inf", answer, re.I)
+
+
+def _probability(answer: str, entry: Entry) -> bool:
+    """As near in proportion as the scorer is in absolute terms: 0 is no small probability."""
+    value = float(Fraction(answer.replace(",", "")))
+    return math.isclose(value, float(entry["answer"]), rel_tol=1e-4)
+
+
+def _full_score(answer: str, entry: Entry) -> bool:
+    return float(_score_function(entry["metadata"]["source_dataset"])(answer, entry)) == 1.0
+
+
+def _all_boxes_moved(answer: str, entry: Entry) -> bool:
+    """A list of steps; the scorer lets a plan name squares that do not exist."""
+    steps = json.loads(answer)
+    return isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
+
+
+STRICTER: dict[str, Callable[[str, Entry], bool]] = {
+    "game_of_life_halting": _same_text,
+    "complex_arithmetic": _finite,
+    "coin_flip": _probability,
+    "time_intervals": _full_score,
+    "boxnet": _all_boxes_moved,
+}
 
 
 @functools.cache
@@ -39,31 +102,3 @@ def _score_function(name: str):
     from reasoning_gym.factory import get_score_answer_fn
 
     return get_score_answer_fn(name)
-
-
-def pack(value: Any) -> Any:
-    """Metadata as JSON that keeps tuples and keys other than text, which score functions need.
-
-    Raises:
-      TypeError: for a type that cannot be kept.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list):
-        return [pack(item) for item in value]
-    if isinstance(value, tuple):
-        return {"tuple": [pack(item) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[pack(key), pack(item)] for key, item in value.items()]}
-    raise TypeError(f"metadata of type {type(value).__name__}")
-
-
-def unpack(value: Any) -> Any:
-    """The inverse of `pack`."""
-    if isinstance(value, list):
-        return [unpack(item) for item in value]
-    if isinstance(value, dict):
-        if "tuple" in value:
-            return tuple(unpack(item) for item in value["tuple"])
-        return {unpack(key): unpack(item) for key, item in value["dict"]}
-    return value

@@ -1,6 +1,13 @@
-"""The outcome reward: +1 for a correct answer in the last box that the model wrote, else -1.
+r"""The outcome reward: +1 for a correct last answer of the model's own text, else -1.
 
-Reasons: correct, wrong, no_box (no closed last box), unparsable, timeout, error:<exception type>.
+Reasons, counted in the metrics as graded/REASON:
+
+  correct, wrong         the answer was checked
+  no_box, no_answer      there is none to check: no closed last \boxed{}, or <<<>>>
+  unparsable             it cannot be an answer to this problem: malformed, or too long to be read
+  timeout, error:TYPE    it could not be checked: the grader took too long, raised or died
+
+The last two say nothing about the answer; where they are more than a few, see to the problem.
 """
 
 import concurrent.futures
@@ -10,9 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from cir_jax.config import RewardConfig
 from cir_jax.records import Problem, Score
-from cir_jax.reward.answer import last_boxed
-from cir_jax.reward.gym import THRESHOLD, pack
+from cir_jax.reward.boxes import find_answer
+from cir_jax.reward.packing import pack
 from cir_jax.workers import FailureReason, WorkerPool
 
 _REASON = re.compile(r"correct|wrong|unparsable|error:\w{1,100}", re.ASCII)
@@ -27,25 +35,23 @@ class Grader:
     """Grades answers in worker processes, in any order.
 
     Args:
-      timeout_s: wall-clock limit of one answer; then its worker is killed and the answer wrong.
-      batch_timeout_s: of all answers that are waited for together.
-      gym_threshold: least score of Reasoning-Gym, in [0, 1], that counts as correct.
+      num_workers, timeout_s: in place of the config's; after timeout_s an answer's worker is
+        killed.
+      cfg: None: the defaults.
     """
 
     def __init__(
         self,
-        num_workers: int = 1,
-        timeout_s: float = 10.0,
+        num_workers: int | None = None,
+        timeout_s: float | None = None,
         *,
-        batch_timeout_s: float = 600.0,
-        gym_threshold: float = THRESHOLD,
+        cfg: RewardConfig | None = None,
     ):
-        self._gym_threshold = gym_threshold
-        self._batch_timeout_s = batch_timeout_s
+        self._cfg = cfg = cfg or RewardConfig()
         self._pool = WorkerPool(
             "cir_jax.reward.worker",
-            num_workers=num_workers,
-            timeout_s=timeout_s,
+            num_workers=num_workers or cfg.num_workers,
+            timeout_s=timeout_s or cfg.timeout_s,
             grace_s=0.0,
             decode=_decode,
             failure=_failure,
@@ -61,27 +67,38 @@ class Grader:
 
         Returns: a future that raises RuntimeError if no worker can be started.
         """
-        answer = last_boxed(segments)
+        answer = self._answer(problem, segments)
         if answer is None:
             future: Future[Score] = Future()
-            future.set_result(score_of("no_box"))
+            is_boxed = self._cfg.answer_format == "boxed"
+            future.set_result(score_of("no_box" if is_boxed else "no_answer"))
             return future
         job = {"verifier": problem.verifier, "answer": answer, "truth": problem.answer}
-        if problem.verifier == "gym":
+        if self._is_searched(problem):
+            job["verifier"] = "lenient"
+        elif problem.verifier not in ("math", "exact"):
             job |= {
                 "question": problem.question,
                 "metadata": pack(problem.metadata),
-                "threshold": self._gym_threshold,
+                "threshold": self._cfg.gym_threshold,
             }
         return self._pool.submit(job)
 
     def results(self, futures: Sequence[Future[Score]]) -> list[Score]:
         """Of these answers, in their order; graders that hang cannot hold up more than
-        batch_timeout_s in all. Raises as the futures do."""
-        done, late = concurrent.futures.wait(futures, self._batch_timeout_s)
+        reward.step_timeout_s in all. Raises as the futures do."""
+        done, late = concurrent.futures.wait(futures, self._cfg.step_timeout_s)
         for future in late:
             future.cancel()
         return [f.result() if f in done else score_of("timeout") for f in futures]
+
+    def _is_searched(self, problem: Problem) -> bool:
+        return self._cfg.mode == "lenient" and problem.verifier == "math"
+
+    def _answer(self, problem: Problem, segments: Sequence[str]) -> str | None:
+        if self._is_searched(problem):
+            return "".join(segments)
+        return find_answer(segments, self._cfg.answer_format)
 
     def stats(self) -> dict[str, Any]:
         """Counts of jobs, retries, restarts, recycled workers and timeouts; "workers", "pids"."""

@@ -35,13 +35,7 @@ def open_rollouts(cfg: Config, record_dir: Path | None) -> Iterator[Rollouts]:
     """
     with contextlib.ExitStack() as stack:
         # Workers first: a machine that cannot isolate programs is found out before jax comes up.
-        grader = stack.enter_context(
-            Grader(
-                num_workers=cfg.reward.num_workers,
-                timeout_s=cfg.reward.timeout_s,
-                batch_timeout_s=cfg.reward.step_timeout_s,
-            )
-        )
+        grader = stack.enter_context(Grader(cfg=cfg.reward))
         sandbox = stack.enter_context(open_store(cfg.sandbox, record_dir, hosts.index()))
         hosts.mark("starting the devices")
         if hosts.count() > 1:

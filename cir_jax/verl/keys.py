@@ -45,17 +45,6 @@ KL_ESTIMATORS = {
     "k3": "k3",
 }
 
-CIR_TEMPLATE = (
-    "Please solve the following problem step by step. During your reasoning process, if needed, "
-    "you can choose to write python code to enhance your reasoning. The code executor will run "
-    "your code and provide the execution results back to you to support your reasoning process. "
-    "Please put the final answer within \\boxed{}.\n{question}"
-)
-TEXT_TEMPLATE = (
-    "Please solve the following problem step by step and put the final answer within \\boxed{}.\n"
-    "{question}"
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -449,7 +438,7 @@ def _train_files(value: Any, launch: Launch) -> Outcome:
             f"trains on generated problems ({', '.join(launch.tasks)}), not on these files; "
             "prompts are data.template's text, not the files' messages in the model's chat template"
         )
-        template = CIR_TEMPLATE if launch.calls() else TEXT_TEMPLATE
+        template = "cir" if launch.calls() else "cir_text"
         settings = {"data.tasks": launch.tasks, "data.template": template}
         return Outcome("approximated", text, settings)
     files, problem = _files(value, launch, "data.train_files")
