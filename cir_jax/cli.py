@@ -18,10 +18,9 @@ from cir_jax.collect import command as collect_command
 from cir_jax.config import Config, ConfigError, ResultConfig, SandboxConfig
 from cir_jax.data import sources
 from cir_jax.drill import command as drill_command
-from cir_jax.exits import RunError
+from cir_jax.exits import Interrupted, RunError
 from cir_jax.parity import command as parity_command
 from cir_jax.sandbox.errors import SandboxError
-from cir_jax.train.stopping import Interrupted, is_agreed
 from cir_jax.verl import command as verl_command
 
 EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED
@@ -283,6 +282,7 @@ def _with_others(cfg: Config) -> AbstractContextManager[None]:
     """With the other processes of the run, if there are any (hosts.py)."""
     from cir_jax import hosts
     from cir_jax.train import preflight
+    from cir_jax.train.stopping import is_agreed
 
     return hosts.joined(cfg.hosts, lambda: preflight.facts(cfg), _exit_code, is_agreed)
 

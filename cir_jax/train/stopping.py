@@ -14,14 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from cir_jax import exits, hosts
-
-
-class Interrupted(Exception):
-    """A signal asked for the end: what there was to save is saved, `resume=true` goes on."""
-
-    def __init__(self, signum: int = signal.SIGINT):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+from cir_jax.exits import Interrupted
 
 
 class Stopper:
