@@ -20,11 +20,12 @@ from cir_jax.data import command as data_command
 from cir_jax.data import sources
 from cir_jax.drill import command as drill_command
 from cir_jax.evaluation import command as evaluation_command
+from cir_jax.exits import Interrupted
 from cir_jax.parity import command as parity_command
 from cir_jax.report import command as report_command
 from cir_jax.reward.score import Grader
 from cir_jax.sandbox.errors import SandboxError
-from cir_jax.train.stopping import Interrupted, exit_code
+from cir_jax.train.stopping import exit_code
 from cir_jax.verl import command as verl_command
 
 EXIT_CONFIG, EXIT_INTERRUPTED = exits.USER, exits.INTERRUPTED

@@ -34,6 +34,14 @@ class RunError(Exception):
         self.code = code
 
 
+class Interrupted(Exception):
+    """A signal asked for the end: what there was to save is saved, `resume=true` goes on."""
+
+    def __init__(self, signum: int = signal.SIGINT):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
 # What a disk or a store says, and no bug of ours does.
 STORAGE_ERRORS = frozenset(
     (

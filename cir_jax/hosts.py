@@ -27,9 +27,11 @@ jax is imported when there are others: the command line knows of this module, to
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
@@ -194,6 +196,7 @@ def joined(
         peers.mark("starting JAX")
         # JAX would take SIGTERM for a notice that only orbax asks about; see train/stopping.py.
         jax.config.update("jax_enable_preemption_service", False)
+        _delay_aborts()
         jax.distributed.initialize(
             f"{_bracketed(host)}:{service}",
             place.count,
@@ -217,6 +220,18 @@ def joined(
     jax.distributed.shutdown()
     if agreed is not None:
         raise agreed
+
+
+def _delay_aborts() -> None:
+    """Lets a thread that aborts this process sleep first, by the signal's number of seconds.
+
+    JAX's client aborts at once when process 0, which runs the service, has died. Other threads go
+    on meanwhile: peers.py says who has died, and ends the process. No python could run in the
+    handler: it is libc's own `sleep`, which is allowed there.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _bracketed(host: str) -> str:

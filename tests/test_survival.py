@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,14 +15,15 @@ import pytest
 from cir_jax import cli, diff_runs, exits, metrics
 from cir_jax import config as configs
 from cir_jax.config import ConfigError, GatesConfig, WatchdogConfig
-from cir_jax.exits import RunError
+from cir_jax.exits import Interrupted, RunError
 from cir_jax.records import Author, ExecResult, Problem, Trajectory
+from cir_jax.sandbox import canary
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.store import Store
 from cir_jax.train import resume, trace
 from cir_jax.train.checkpoint import Place
 from cir_jax.train.gates import Gates, Paused
-from cir_jax.train.stopping import Interrupted, Stopper
+from cir_jax.train.stopping import Stopper
 from cir_jax.watchdog import Watchdog
 
 ROOT = Path(__file__).parent.parent
@@ -42,10 +44,11 @@ def test_other_keys_are_named_with_both_values():
         resume.check_config(cfg, saved, RL)
     assert "rl.optim.learning_rate=1e-05, was 0.0003" in str(error.value)
     assert "rollout.temperature=0.5, was 1.0" in str(error.value)
-    assert "--override rl.optim.learning_rate --override rollout.temperature" in str(error.value)
+    for key in ("rl.optim.learning_rate", "rollout.temperature"):
+        assert f"--override {key} " in str(error.value)
     allow = "resume_override=['rl.optim', 'rollout.temperature']"
     resume.check_config(load(allow, *_values(cfg)), saved, RL)
-    with pytest.raises(ConfigError, match=r"rollout\.temperature=0\.5, was 1\.0; "):
+    with pytest.raises(ConfigError, match=r"config: rollout\.temperature=0\.5, was 1\.0; --ov"):
         resume.check_config(load("resume_override=['rl']", *_values(cfg)), saved, RL)
     resume.check_config(load("resume_override=['all']", *_values(cfg)), saved, RL)
 
@@ -173,6 +176,17 @@ def test_record_of_programs_is_cut_with_the_rest(tmp_path):
     text = path.read_text()
     assert '"one"' in text and '"three"' in text and '"two"' not in text
     assert text.count('"settings"') == 2
+
+
+def test_folder_of_a_killed_check_of_the_sandbox_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "cir_jax_canary_left"
+    left.mkdir()
+    (left / "file").touch()
+    with canary._open_folder() as one, canary._open_folder() as other:
+        # Not of one that is in use.
+        assert {p.name for p in tmp_path.iterdir()} == {Path(one).name, Path(other).name}
+    assert not list(tmp_path.iterdir())
 
 
 # --- gates

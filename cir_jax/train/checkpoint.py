@@ -135,7 +135,11 @@ class Checkpoints:
         self._is_pending = False
         self._manager: ocp.CheckpointManager | None = None
         self._open()
-        self._number = max(self._numbers(), default=0)
+        numbers = self._numbers()
+        self._number = max(numbers, default=0)
+        for number in numbers if writes else ():
+            with contextlib.suppress(Damaged):
+                self._read(number)  # for its score: the best are to stay
 
     def _open(self) -> None:
         """A manager of what is there now: one whose save has failed lists it as saved."""

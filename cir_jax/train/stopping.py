@@ -15,16 +15,8 @@ from collections.abc import Callable, Iterator
 
 from cir_jax import exits, hosts
 from cir_jax.config import ConfigError
-from cir_jax.exits import RunError
+from cir_jax.exits import Interrupted, RunError
 from cir_jax.sandbox.errors import SandboxError
-
-
-class Interrupted(Exception):
-    """A signal asked for the end: what there was to save is saved, `resume=true` goes on."""
-
-    def __init__(self, signum: int = signal.SIGINT):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class Stopper:
