@@ -59,7 +59,7 @@ be_list() {
 
 _worker() {
   local index=$1 call=(env "CIR_WORKER=$1")
-  call+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=--xla_force_host_platform_device_count=$CHIPS_PER_HOST${XLA_FLAGS:+ $XLA_FLAGS}")
+  call+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$CHIPS_PER_HOST")
   if ((HOSTS > 1)); then
     call+=("JAX_COORDINATOR_ADDRESS=127.0.0.1:$PORT" "JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$PORT")
     call+=("JAX_NUM_PROCESSES=$HOSTS" "JAX_PROCESS_ID=$index")
