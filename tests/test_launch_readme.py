@@ -18,7 +18,7 @@ def dry_run(command):
     """What a command prints with --dry-run, without what changes with the code and the machine."""
     script, _, rest = command.partition(" ")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CIR_", "XLA_FLAGS"))}
-    env |= {"CIR_OWNER": "you", "CIR_NOW": "1800000000", "CIR_PYTHON": sys.executable}
+    env |= {"CIR_OWNER": "you", "CIR_NOW": "1800000000", "CIR_LAUNCH_PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", "-c", f"{script} --dry-run {rest}"],
         env=env,

@@ -37,7 +37,7 @@ def environment(tmp_path):
         "XLA_FLAGS": FLAGS,
         "CIR_POLL": "0.2",
         "CIR_LOCAL": str(tmp_path / "local"),
-        "CIR_PYTHON": sys.executable,
+        "CIR_LAUNCH_PYTHON": sys.executable,
     }
 
 

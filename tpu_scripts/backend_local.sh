@@ -32,7 +32,7 @@ be_create() {
 }
 
 be_delete() {
-  local file worker
+  local file worker run
   file=$(_slice "$1")
   [[ -z $DRY && -f $file ]] || return 0
   read -r TYPE EXPIRES PORT <"$file"
@@ -40,7 +40,7 @@ be_delete() {
   for ((worker = 0; worker < HOSTS; worker++)); do
     for run in "${file%/*}/runs"/*/; do
       [[ ! -d $run ]] || "$PYTHON" -S "$HERE/supervisor.py" stop "--home=${file%/*}" \
-        "--run=$(basename "$run")" "--worker=$worker" --grace=5 >"$OUT" 2>"$ERR"
+        "--run=$(basename "$run")" "--worker=$worker" "--grace=${GRACE:-5}" >"$OUT" 2>"$ERR"
     done
   done
   rm -f "$file"

@@ -348,32 +348,27 @@ follow() {
       OUTCOME=stopped CODE=130
       return 0
     fi
-    if ((${COUNT[unreachable]:-0} == NUM_WORKERS)); then
-      silent=$((silent + 1))
-    else
-      silent=0
-    fi
     if ((${COUNT[preempted]:-0} + ${COUNT[lost]:-0} + ${COUNT[none]:-0} + ${COUNT[unreachable]:-0} > 0)); then
-      odd=$((odd + 1))
       look
-      if [[ $STATE != ACTIVE ]] || ((silent >= LOST_AFTER)); then
-        OUTCOME=lost
-        return 0
-      fi
-      # A moment for the slice to say that it is going.
-      if ((odd >= 3 && ${COUNT[unreachable]:-0} == 0)); then
-        OUTCOME=again
-        return 0
+      odd=$((odd + 1))
+      # Silence counts only while the cloud says that the slice is there.
+      if ((${COUNT[unreachable]:-0} == NUM_WORKERS)); then
+        [[ $STATE != ACTIVE ]] || silent=$((silent + 1))
+      else
+        silent=0
       fi
     else
-      odd=0
-      [[ -z ${WATCHED:-} ]] || {
-        look
-        if [[ $STATE != ACTIVE ]]; then
-          OUTCOME=lost
-          return 0
-        fi
-      }
+      odd=0 silent=0
+      [[ -z ${WATCHED:-} ]] || look
+    fi
+    if [[ $STATE != ACTIVE && $STATE != UNKNOWN ]] || ((silent >= LOST_AFTER)); then
+      OUTCOME=lost
+      return 0
+    fi
+    # A moment for the slice to say that it is going.
+    if ((odd >= 3 && ${COUNT[unreachable]:-0} == 0)); then
+      OUTCOME=again
+      return 0
     fi
     pause
   done
