@@ -642,3 +642,33 @@ def test_the_sdk_knows_the_printed_commands(cloud, tmp_path):
         lint = [gcloud, "meta", "lint-gcloud-commands", f"--command-string={line}"]
         done = subprocess.run(lint, env=env, capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)[0]["success"], (line, done.stdout[-500:])
+
+
+def local(cloud, *words, **kwargs):
+    cloud.env |= {"CIR_LOCAL": str(cloud.dir / "local"), "FAKE_VM": f"{cloud.dir}/"}
+    return cloud.run("local_pod", *words, **kwargs)
+
+
+def test_a_local_pod_is_processes_with_jaxs_variables(cloud):
+    program = "env | grep ^JAX_ | sort; echo $XLA_FLAGS; sleep 0.2"
+    done = local(cloud, "--processes=2", "--devices=3", "--", "bash", "-c", program)
+    said = [p.read_text() for p in sorted(cloud.dir.glob("local/local/runs/local/worker-*/log"))]
+    assert len(said) == 2 and said[0] == done.stdout
+    for index, text in enumerate(said):
+        assert f"JAX_PROCESS_ID={index}\n" in text and "JAX_NUM_PROCESSES=2\n" in text
+        assert re.search(r"JAX_COORDINATOR_ADDRESS=127.0.0.1:\d+\n", text)
+        assert "--xla_force_host_platform_device_count=3\n" in text
+    # Done is done; one worker's error ends the other, too.
+    assert local(cloud, "--devices=3", "--", "bash", "-c", program).stdout == said[0]
+    program = "[ $JAX_PROCESS_ID = 0 ] && exec sleep 1000; sleep 0.3; exit 78"
+    done = local(cloud, "--name=b", "--grace=1s", "--", "bash", "-c", program, code=78)
+    assert "worker 1: b failed with exit code 78" in done.stderr
+    assert not cloud.processes("sleep") and not list(cloud.dir.glob("local/*/slice"))
+
+
+def test_ctrl_c_ends_a_local_pod(cloud):
+    cloud.env |= {"CIR_LOCAL": str(cloud.dir / "local"), "FAKE_VM": f"{cloud.dir}/"}
+    pod = cloud.begin("local_pod", "--grace=1s", "--", "sleep", "1000")
+    until(lambda: len(cloud.processes("sleep")) == 2)
+    pod.send_signal(signal.SIGINT)
+    assert pod.wait(20) == 130 and not cloud.processes("sleep")
