@@ -672,3 +672,23 @@ def test_ctrl_c_ends_a_local_pod(cloud):
     until(lambda: len(cloud.processes("sleep")) == 2)
     pod.send_signal(signal.SIGINT)
     assert pod.wait(20) == 130 and not cloud.processes("sleep")
+
+
+def test_a_slice_that_has_lost_a_worker_is_replaced(tmp_path):
+    """The cloud still calls it ACTIVE, and the other worker can only fail."""
+    cloud = Cloud(tmp_path, states=["ACTIVE"])
+    cloud.env["CIR_LOST_AFTER"] = "3"
+    program = f"[ -e {tmp_path}/end ] && exit 0; touch {tmp_path}/begun; sleep 0.5; exit 75"
+    words = [*REQUEST, "--type=v4-16", *WITH, "--retries=0", "--", "bash", "-c", program]
+    launcher = cloud.begin("watch", *words)
+    try:
+        until(lambda: (tmp_path / "begun").exists())
+        cloud.play(deaf=[1])
+        until(lambda: cloud.calls("delete"))
+        cloud.play()
+        (tmp_path / "end").touch()
+        assert launcher.wait(40) == 0, launcher.stderr.read()
+        assert cloud.changes() == ["create", "scp", "delete"] * 2
+    finally:
+        launcher.kill()
+        cloud.end()

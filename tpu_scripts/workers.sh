@@ -342,6 +342,8 @@ follow() {
     if ((${COUNT[failed]:-0} > 0)); then
       tell_failed
       OUTCOME=failed
+      # A worker that is gone is what the others failed of.
+      [[ $CODE =~ ^(2|64|65|76|78)$ ]] || ((${COUNT[unreachable]:-0} == 0)) || OUTCOME=lost
       return 0
     fi
     if ((${COUNT[stopped]:-0} + ${COUNT[interrupted]:-0} > 0)); then
@@ -351,8 +353,10 @@ follow() {
     if ((${COUNT[preempted]:-0} + ${COUNT[lost]:-0} + ${COUNT[none]:-0} + ${COUNT[unreachable]:-0} > 0)); then
       look
       odd=$((odd + 1))
-      # Silence counts only while the cloud says that the slice is there.
-      if ((${COUNT[unreachable]:-0} == NUM_WORKERS)); then
+      # Silence counts only while the cloud says that the slice is there, and that of some workers
+      # only where the others miss them.
+      if ((${COUNT[unreachable]:-0} == NUM_WORKERS)) ||
+        ((${COUNT[unreachable]:-0} > 0 && ${COUNT[retrying]:-0} + ${COUNT[preempted]:-0} > 0)); then
         [[ $STATE != ACTIVE ]] || silent=$((silent + 1))
       else
         silent=0
@@ -373,7 +377,7 @@ follow() {
     pause
   done
 }
-LOST_AFTER=${CIR_LOST_AFTER:-8} # looks in a row at which no worker answers
+LOST_AFTER=${CIR_LOST_AFTER:-20} # looks in a row at which no worker answers
 
 # tell_failed: names the workers that failed, ends the others; the code in CODE.
 tell_failed() {
