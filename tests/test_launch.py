@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cloud import POLL, REQUEST, ROOT, SCRIPTS, SLICE, Cloud
+from cloud import REQUEST, ROOT, SCRIPTS, SLICE, Cloud
 
 WITH = ("--python=/usr/bin/python3",)
 RUNS = sorted(path.stem for path in SCRIPTS.glob("*.sh") if "help()" in path.read_text())
@@ -297,7 +297,7 @@ def supervise(cloud, *words, retries=2, run_dir=""):
     """State, code and attempt once the supervisor has ended."""
     where = ["--home", str(cloud.dir), "--worker=0", f"--run-dir={run_dir}"]
     python = ["/usr/bin/python3", str(SCRIPTS / "supervisor.py")]
-    timing = [f"--poll={POLL}", "--backoff=0.01", f"--retries={retries}"]
+    timing = ["--poll=0.02", "--backoff=0.01", f"--retries={retries}"]
     subprocess.run([*python, "start", *where, *timing, "--", *words], check=True)
     found = []
 
@@ -347,7 +347,7 @@ def test_one_of_eight_workers_fails_while_gcloud_returns_0(cloud):
     cloud.play()
     # The eighth fails alone: it is named, and the others are ended.
     program = "[ $TPU_WORKER_ID != 7 ] && exec sleep 1000; sleep 0.2; exit 65"
-    done = cloud.run("run", *words, *WITH, "--", "bash", "-c", program, code=65)
+    done = cloud.run("run", *words, *WITH, "--", "bash", "-c", program, code=65, CIR_POLL="0.3")
     assert "worker 7: a failed with exit code 65" in done.stderr
     assert not cloud.processes("sleep")
     cloud.play(deaf=[2])
@@ -454,7 +454,7 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_asked_for(clou
         ((*train, "mesh.fsdp=all"), "mesh.fsdp='all': expected a number"),
     ):
         # The keys are checked where pydantic is.
-        done = watch(cloud, *words, code=2, options=here, CIR_PYTHON=sys.executable)
+        done = watch(cloud, *words, code=2, options=here, CIR_LAUNCH_PYTHON=sys.executable)
         assert told in done.stderr
     assert not cloud.calls()
     done = cloud.run(
@@ -600,3 +600,95 @@ print(job.taskGroups[0].taskCount)
         text=True,
     )
     assert done.stdout == "1\n", done.stderr
+
+
+def test_a_launcher_that_is_offline_keeps_the_slice(tmp_path):
+    """Neither gcloud nor the workers answer for a while, and the run goes on."""
+    cloud = Cloud(tmp_path, states=["ACTIVE"])
+    offline = [1, "Could not resolve host: tpu.googleapis.com; connection failed"]
+    program = f"until [ -e {tmp_path}/end ]; do sleep 0.02; done"
+    launcher = cloud.begin("watch", *REQUEST, *WITH, "--", "bash", "-c", program)
+    try:
+        until(lambda: cloud.processes("bash\x00-c\x00until"))
+        seen = {verb: len(cloud.calls(verb)) for verb in ("ssh", "describe")}
+        cloud.play(replies={v: [None] * (n + 1) + [offline] * 7 for v, n in seen.items()})
+        until(lambda: len(cloud.calls("describe")) > seen["describe"] + 9, 40)
+        (tmp_path / "end").touch()
+        assert launcher.wait(20) == 0
+        assert cloud.changes() == ["create", "scp", "delete"]
+    finally:
+        launcher.kill()
+        cloud.end()
+
+
+@pytest.mark.slow
+def test_the_sdk_knows_the_printed_commands(cloud, tmp_path):
+    """By the linter that gcloud ships with, which needs no network and no account."""
+    gcloud = Path("/usr/bin/gcloud")
+    if not gcloud.exists():
+        pytest.skip("no Google Cloud SDK here")
+    flex = (*SLICE, "--type=v5e-16", "--flex", "--nodes=2", "--ttl=1h", "--project=p")
+    plans = [(script, words) for script, words in PLANS.items() if script != "sweep"]
+    seen = {}
+    for script, words in [*plans, ("create", flex)]:
+        text = cloud.run(script, "--dry-run", *words).stdout
+        for line in filter(lambda x: x.startswith("gcloud"), text.splitlines()):
+            # A worker's command is one word, in which the linter would look for options.
+            words = [re.sub("^--command=.*", "--command=ls", w) for w in shlex.split(line)]
+            seen[tuple(w.partition("=")[0] for w in words)] = shlex.join(words)
+    env = {"PATH": "/usr/bin:/bin", "CLOUDSDK_CONFIG": str(tmp_path), "HOME": str(tmp_path)}
+    env |= {"CLOUDSDK_CORE_CHECK_GCE_METADATA": "false"}
+    for line in seen.values():
+        lint = [gcloud, "meta", "lint-gcloud-commands", f"--command-string={line}"]
+        done = subprocess.run(lint, env=env, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)[0]["success"], (line, done.stdout[-500:])
+
+
+def local(cloud, *words, **kwargs):
+    cloud.env |= {"CIR_LOCAL": str(cloud.dir / "local"), "FAKE_VM": f"{cloud.dir}/"}
+    return cloud.run("local_pod", *words, **kwargs)
+
+
+def test_a_local_pod_is_processes_with_jaxs_variables(cloud):
+    program = "env | grep ^JAX_ | sort; echo $XLA_FLAGS; sleep 0.2"
+    done = local(cloud, "--processes=2", "--devices=3", "--", "bash", "-c", program)
+    said = [p.read_text() for p in sorted(cloud.dir.glob("local/local/runs/local/worker-*/log"))]
+    assert len(said) == 2 and said[0] == done.stdout
+    for index, text in enumerate(said):
+        assert f"JAX_PROCESS_ID={index}\n" in text and "JAX_NUM_PROCESSES=2\n" in text
+        assert re.search(r"JAX_COORDINATOR_ADDRESS=127.0.0.1:\d+\n", text)
+        assert "--xla_force_host_platform_device_count=3\n" in text
+    # Done is done; one worker's error ends the other, too.
+    assert local(cloud, "--devices=3", "--", "bash", "-c", program).stdout == said[0]
+    program = "[ $JAX_PROCESS_ID = 0 ] && exec sleep 1000; sleep 0.3; exit 78"
+    done = local(cloud, "--name=b", "--grace=1s", "--", "bash", "-c", program, code=78)
+    assert "worker 1: b failed with exit code 78" in done.stderr
+    assert not cloud.processes("sleep") and not list(cloud.dir.glob("local/*/slice"))
+
+
+def test_ctrl_c_ends_a_local_pod(cloud):
+    cloud.env |= {"CIR_LOCAL": str(cloud.dir / "local"), "FAKE_VM": f"{cloud.dir}/"}
+    pod = cloud.begin("local_pod", "--grace=1s", "--", "sleep", "1000")
+    until(lambda: len(cloud.processes("sleep")) == 2)
+    pod.send_signal(signal.SIGINT)
+    assert pod.wait(20) == 130 and not cloud.processes("sleep")
+
+
+def test_a_slice_that_has_lost_a_worker_is_replaced(tmp_path):
+    """The cloud still calls it ACTIVE, and the other worker can only fail."""
+    cloud = Cloud(tmp_path, states=["ACTIVE"])
+    cloud.env["CIR_LOST_AFTER"] = "3"
+    program = f"[ -e {tmp_path}/end ] && exit 0; touch {tmp_path}/begun; sleep 0.5; exit 75"
+    words = [*REQUEST, "--type=v4-16", *WITH, "--retries=0", "--", "bash", "-c", program]
+    launcher = cloud.begin("watch", *words)
+    try:
+        until(lambda: (tmp_path / "begun").exists())
+        cloud.play(deaf=[1])
+        until(lambda: cloud.calls("delete"))
+        cloud.play()
+        (tmp_path / "end").touch()
+        assert launcher.wait(40) == 0, launcher.stderr.read()
+        assert cloud.changes() == ["create", "scp", "delete"] * 2
+    finally:
+        launcher.kill()
+        cloud.end()

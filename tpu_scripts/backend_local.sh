@@ -32,7 +32,7 @@ be_create() {
 }
 
 be_delete() {
-  local file worker
+  local file worker run
   file=$(_slice "$1")
   [[ -z $DRY && -f $file ]] || return 0
   read -r TYPE EXPIRES PORT <"$file"
@@ -40,7 +40,7 @@ be_delete() {
   for ((worker = 0; worker < HOSTS; worker++)); do
     for run in "${file%/*}/runs"/*/; do
       [[ ! -d $run ]] || "$PYTHON" -S "$HERE/supervisor.py" stop "--home=${file%/*}" \
-        "--run=$(basename "$run")" "--worker=$worker" --grace=5 >"$OUT" 2>"$ERR"
+        "--run=$(basename "$run")" "--worker=$worker" "--grace=${GRACE:-5}" >"$OUT" 2>"$ERR"
     done
   done
   rm -f "$file"
@@ -59,7 +59,7 @@ be_list() {
 
 _worker() {
   local index=$1 call=(env "CIR_WORKER=$1")
-  call+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=--xla_force_host_platform_device_count=$CHIPS_PER_HOST${XLA_FLAGS:+ $XLA_FLAGS}")
+  call+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$CHIPS_PER_HOST")
   if ((HOSTS > 1)); then
     call+=("JAX_COORDINATOR_ADDRESS=127.0.0.1:$PORT" "JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$PORT")
     call+=("JAX_NUM_PROCESSES=$HOSTS" "JAX_PROCESS_ID=$index")

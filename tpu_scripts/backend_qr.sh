@@ -18,6 +18,13 @@ be_describe() {
   _tpu queued-resources describe "$1" "--zone=$2" --format=json
   if ! gc_retry "${CALL[@]}"; then
     [[ $CLASS == notfound ]] && return 0
+    if [[ -n ${WATCHED:-} && $CLASS == transient ]]; then
+      # A launcher that is offline for an hour must not take that for the slice's end.
+      STATE=UNKNOWN
+      error_line
+      log "no answer about $1: $LINE"
+      return 0
+    fi
     die_of_gcloud "cannot ask for the slice $1 in $2"
   fi
   if [[ -n $DRY ]]; then

@@ -63,7 +63,7 @@ file=$VALUE
 [[ -z ${OPT["job-file"]:-} ]] || exit 0
 project=()
 [[ -z $PROJECT ]] || project=("--project=$PROJECT")
-gc_retry storage cp --no-clobber "$TARBALL" "$BUCKET/code/cir-$SHA.tar.gz" "${project[@]}" ||
+gc_retry storage cp "$TARBALL" "$BUCKET/code/cir-$SHA.tar.gz" --no-clobber "${project[@]}" ||
   die_of_gcloud "cannot copy the code to $BUCKET"
 [[ -z $DRY ]] || cat "$file"
 if ! gc_retry batch jobs submit "$NAME" "--location=$REGION" "--config=$file" "${project[@]}"; then

@@ -33,7 +33,7 @@ wrong() {
 if "$PYTHON" -c 'import sys, tomllib' 2>/dev/null; then
   good "$PYTHON has tomllib"
 else
-  wrong "$PYTHON: expected Python 3.11 or newer (or set CIR_PYTHON)"
+  wrong "$PYTHON: expected Python 3.11 or newer (or set CIR_LAUNCH_PYTHON)"
 fi
 for tool in tar gzip sha256sum timeout; do
   command -v "$tool" >/dev/null || wrong "$tool: is not installed (macOS: brew install coreutils gnu-tar)"

@@ -9,7 +9,7 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
 fi
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-PYTHON=${CIR_PYTHON:-python3}
+PYTHON=${CIR_LAUNCH_PYTHON:-python3}  # of this machine
 POLL=${CIR_POLL:-15}                  # seconds between two looks at the cloud; all waits are multiples
 CALL_TIMEOUT=${CIR_CALL_TIMEOUT:-120} # seconds that one call of gcloud may take
 TRIES=${CIR_TRIES:-5}                 # calls of gcloud before an error that may pass is believed
@@ -233,15 +233,17 @@ classify() {
   text=$(<"$ERR")$'\n'$(head -c 4000 "$OUT")
   CLASS=unknown
   shopt -s nocasematch
-  if [[ $text =~ "no more capacity"|"insufficient capacity"|"does not have enough resources"|resource_pool_exhausted|stockout|"out of capacity"|"insufficient reserved capacity" ]]; then
+  if [[ $text =~ capacity|"not have enough resources"|resource_pool_exhausted|stock-?out ]]; then
     CLASS=stockout
   elif [[ $text =~ quota|"limit exceeded" ]]; then
     CLASS=quota
+  elif [[ $text =~ resource_exhausted ]]; then
+    CLASS=stockout
   elif [[ $text =~ already_exists|"already exists"|"code=409"|"error 409" ]]; then
     CLASS=exists
   elif [[ $text =~ "has terminal state"|"has state "|"is in state "?.?(preempted|terminated|stopp|deleting|suspended) ]]; then
     CLASS=gone
-  elif [[ $text =~ not_found|"not found"|"could not be found"|"does not exist"|"code=404"|"error 404"|"httperror 404" ]]; then
+  elif [[ $text =~ not_found|"not found"|"could not be found"|"could not find"|"does not exist"|"code=404"|"error 404"|"httperror 404" ]]; then
     CLASS=notfound
   elif [[ $text =~ unauthenticated|reauthentication|"active account"|"refreshing your current auth"|"auth login"|"invalid_grant" ]]; then
     CLASS=auth
@@ -249,7 +251,7 @@ classify() {
     CLASS=permission
   elif [[ $text =~ invalid_argument|"invalid value"|"invalid argument"|"unrecognized arguments"|"must be specified"|failed_precondition|"code=400"|"error 400"|"invalid choice" ]]; then
     CLASS=invalid
-  elif [[ $text =~ unavailable|internal|deadline_exceeded|"deadline exceeded"|aborted|"timed out"|timeout|connection|"could not resolve"|network|"try again"|resource_exhausted|"error 5"[0-9][0-9]|"code=5"[0-9][0-9]|"[255]"|"exit code 255"|"return code 255"|"code=429"|"broken pipe" ]]; then
+  elif [[ $text =~ unavailable|internal|deadline_exceeded|"deadline exceeded"|aborted|"timed out"|timeout|connection|"could not resolve"|network|"try again"|"error 5"[0-9][0-9]|"code=5"[0-9][0-9]|"[255]"|"exit code 255"|"return code 255"|"code=429"|"broken pipe" ]]; then
     CLASS=transient
   fi
   shopt -u nocasematch

@@ -51,6 +51,11 @@ fetch() {
     be_ssh "$1" "$COMMAND" || :
     [[ -z $DRY ]] || return 1
     NEXT=$(sed -n 's/^.*tag=logs next=\([0-9]*\).*$/\1/p;/tag=logs /q' "$OUT")
+    if grep -q '^CIR worker=[0-9]* tag=logs state=none' "$OUT"; then
+      NEXT=$2
+      : >"$TMP/piece"
+      return 0
+    fi
     if [[ -n $NEXT ]]; then
       awk 'seen; /^CIR worker=[0-9]+ tag=logs /{seen = 1}' "$OUT" >"$TMP/piece"
       return 0

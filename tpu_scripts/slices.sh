@@ -154,7 +154,7 @@ ensure() {
   until=$((NOW + QUEUE_S))
   while :; do
     look
-    if [[ $STATE != NONE ]]; then
+    if [[ $STATE != NONE && $STATE != UNKNOWN ]]; then
       adopt
       [[ $STATE == "$said" ]] || log "$NAME: $STATE in $ZONE"
       said=$STATE
@@ -178,6 +178,10 @@ ensure() {
               error_line
               log "$ZONE: $LINE"
               at=$((at + 1))
+              ;;
+            transient)
+              error_line
+              log "$ZONE: $LINE"
               ;;
             *) die_of_gcloud "cannot ask for $NAME in $ZONE" ;;
           esac

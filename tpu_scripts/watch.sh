@@ -87,7 +87,7 @@ while :; do
     silent=$((silent + 1))
     check_expiry
     look
-    if [[ $STATE != ACTIVE ]] || ((silent >= LOST_AFTER)); then break; fi
+    if [[ $STATE != ACTIVE && $STATE != UNKNOWN ]] || ((silent >= LOST_AFTER)); then break; fi
     pause
   done
   if [[ $SETUP != ready ]]; then

@@ -342,43 +342,42 @@ follow() {
     if ((${COUNT[failed]:-0} > 0)); then
       tell_failed
       OUTCOME=failed
+      # A worker that is gone is what the others failed of.
+      [[ $CODE =~ ^(2|64|65|76|78)$ ]] || ((${COUNT[unreachable]:-0} == 0)) || OUTCOME=lost
       return 0
     fi
     if ((${COUNT[stopped]:-0} + ${COUNT[interrupted]:-0} > 0)); then
       OUTCOME=stopped CODE=130
       return 0
     fi
-    if ((${COUNT[unreachable]:-0} == NUM_WORKERS)); then
-      silent=$((silent + 1))
-    else
-      silent=0
-    fi
     if ((${COUNT[preempted]:-0} + ${COUNT[lost]:-0} + ${COUNT[none]:-0} + ${COUNT[unreachable]:-0} > 0)); then
-      odd=$((odd + 1))
       look
-      if [[ $STATE != ACTIVE ]] || ((silent >= LOST_AFTER)); then
-        OUTCOME=lost
-        return 0
-      fi
-      # A moment for the slice to say that it is going.
-      if ((odd >= 3 && ${COUNT[unreachable]:-0} == 0)); then
-        OUTCOME=again
-        return 0
+      odd=$((odd + 1))
+      # Silence counts only while the cloud says that the slice is there, and that of some workers
+      # only where the others miss them.
+      if ((${COUNT[unreachable]:-0} == NUM_WORKERS)) ||
+        ((${COUNT[unreachable]:-0} > 0 && ${COUNT[retrying]:-0} + ${COUNT[preempted]:-0} > 0)); then
+        [[ $STATE != ACTIVE ]] || silent=$((silent + 1))
+      else
+        silent=0
       fi
     else
-      odd=0
-      [[ -z ${WATCHED:-} ]] || {
-        look
-        if [[ $STATE != ACTIVE ]]; then
-          OUTCOME=lost
-          return 0
-        fi
-      }
+      odd=0 silent=0
+      [[ -z ${WATCHED:-} ]] || look
+    fi
+    if [[ $STATE != ACTIVE && $STATE != UNKNOWN ]] || ((silent >= LOST_AFTER)); then
+      OUTCOME=lost
+      return 0
+    fi
+    # A moment for the slice to say that it is going.
+    if ((odd >= 3 && ${COUNT[unreachable]:-0} == 0)); then
+      OUTCOME=again
+      return 0
     fi
     pause
   done
 }
-LOST_AFTER=${CIR_LOST_AFTER:-8} # looks in a row at which no worker answers
+LOST_AFTER=${CIR_LOST_AFTER:-20} # looks in a row at which no worker answers
 
 # tell_failed: names the workers that failed, ends the others; the code in CODE.
 tell_failed() {
