@@ -149,10 +149,11 @@ def test_mean_of_benchmarks_weighs_them_equally():
 
 
 def test_paired_difference():
-    # Every problem gains 1/4: no resample can be other.
+    # Every problem gains 1/4: no resample can be other. Of 8 sign patterns, all + and all - are as
+    # far from 0.
     one, other = [0.5, 0.25, 1.0], [0.25, 0.0, 0.75]
     assert paired(one, other).difference == (0.25, 0.25, 0.25)
-    assert paired(one, other).p_value == 1e-4 and paired(one, other).p_mcnemar is None
+    assert paired(one, other).p_value == 2 / 8 and paired(one, other).p_mcnemar is None
     assert paired(one, one).p_value == 1.0
     with pytest.raises(ValueError, match="the same"):
         paired([1.0], [1.0, 0.0])
@@ -166,3 +167,7 @@ def test_mcnemar():
     before, after = [0.0] * 6 + [1.0, 1.0], [1.0] * 6 + [0.0, 1.0]
     test = paired(after, before)
     assert test.p_mcnemar == pytest.approx(16 / 128) and test.difference.mean == 5 / 8
+    # The same test; of many problems, patterns are drawn.
+    assert test.p_value == pytest.approx(16 / 128)
+    many = paired([1.0] * 30 + [0.0] * 17, [0.0] * 30 + [1.0] * 17)
+    assert many.p_value == pytest.approx(many.p_mcnemar, abs=0.01)

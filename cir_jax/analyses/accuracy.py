@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from cir_jax.analyses.analysis import Analysis, curves, percent, plotted
+from cir_jax.analyses.analysis import Analysis, Cell, curves, percent, plotted
 from cir_jax.analyses.saved import Groups, Saved, evaluations
 from cir_jax.evals.bootstrap import interval, mean_interval, paired
 from cir_jax.evals.majority import maj_at_k
@@ -62,6 +62,7 @@ def results(saved: Sequence[Saved]) -> Analysis | None:
                     setting.name,
                     task,
                     len(groups),
+                    one.left_out.get(task, 0),
                     n,
                     *map(percent, found),
                     percent(passed(groups, n)),
@@ -72,17 +73,16 @@ def results(saved: Sequence[Saved]) -> Analysis | None:
             )
         if len(tasks) > 1:
             found = mean_interval([shares(groups) for groups in tasks.values()])
-            num = sum(map(len, tasks.values()))
-            rows.append(
-                (one.name, setting.name, MEAN, num, None, *map(percent, found), *[None] * 4)
-            )
+            num, left_out = sum(map(len, tasks.values())), sum(one.left_out.values())
+            cells = (num, left_out, None, *map(percent, found), *[None] * 4)
+            rows.append((one.name, setting.name, MEAN, *cells))
     note = (
         "AVG@n: correct samples, all n of each problem; its 95 % interval is a bootstrap over "
         "problems. pass@n: problems with a correct one among n; maj@n: those whose most frequent "
-        "answer is correct."
+        "answer is correct. Left out: problems whose prompts fill the context."
     )
-    columns = ("model", "setting", "task", "problems", "n", "AVG@n %", "from", "to", "pass@n %")
-    columns += ("maj@n %", "no answer %", "tokens")
+    columns = ("model", "setting", "task", "problems", "left out", "n", "AVG@n %", "from", "to")
+    columns += ("pass@n %", "maj@n %", "no answer %", "tokens")
     return Analysis("Accuracy", note, columns, rows) if rows else None
 
 
@@ -108,42 +108,48 @@ def compared(saved: Sequence[Saved]) -> Analysis | None:
     ]
     note = (
         "Per cent of samples that are correct, on the same problems with the same random numbers: "
-        "the second less the first, its 95 % interval and p-value by a paired bootstrap over "
-        "problems; McNemar's exact p-value where each problem has one sample."
+        "the second less the first, its 95 % interval by a paired bootstrap over problems, and the "
+        "p-value by flipping signs of their differences; McNemar's exact one where each problem "
+        "has one sample."
     )
     columns = ("first", "second", "task", "problems", "difference", "from", "to", "p", "McNemar p")
     return Analysis("Compared", note, columns, rows) if rows else None
 
 
-def _differences(one: Saved, base: Setting, other: Saved, setting: Setting):
+def _differences(
+    one: Saved, base: Setting, other: Saved, setting: Setting
+) -> Iterator[tuple[Cell, ...]]:
     first, second = one.groups()[base], other.groups()[setting]
+    same = one is other
+    names = (
+        base.name if same else f"{one.name}: {base.name}",
+        setting.name if same else f"{other.name}: {setting.name}",
+    )
+    all_gained = []
     for task in first:
         a = {group[0].problem_id: group for group in first[task]}
         b = {group[0].problem_id: group for group in second.get(task, [])}
         common = [name for name in a if name in b]
         if not common:
             continue
-        test = paired(shares([b[name] for name in common]), shares([a[name] for name in common]))
-        same = one is other
-        yield (
-            base.name if same else f"{one.name}: {base.name}",
-            setting.name if same else f"{other.name}: {setting.name}",
-            task,
-            len(common),
-            *map(percent, test.difference),
-            test.p_value,
-            test.p_mcnemar,
-        )
+        more, less = (shares([of[name] for name in common]) for of in (b, a))
+        test = paired(more, less)
+        difference = map(percent, test.difference)
+        yield (*names, task, len(common), *difference, test.p_value, test.p_mcnemar)
+        all_gained.append([x - y for x, y in zip(more, less, strict=True)])
+    if len(all_gained) > 1:
+        difference = map(percent, mean_interval(all_gained))
+        yield (*names, MEAN, sum(map(len, all_gained)), *difference, None, None)
 
 
 def pass_k(saved: Sequence[Saved]) -> Analysis | None:
     """pass@k and maj@k for k = 1, 2, 4, ..., every task, setting and evaluation a line."""
-    rows, lines = [], []
+    rows, panels = [], {}
     for one, setting, tasks in each(saved):
         for task, groups in tasks.items():
             ks = powers_of_two(fewest(groups))
             at_k = [percent(passed(groups, k)) for k in ks]
-            lines.append((f"{one.name}, {setting.name}, {task}", ks, at_k))
+            panels.setdefault(task, []).append((f"{one.name}, {setting.name}", ks, at_k))
             rows += [
                 (one.name, setting.name, task, k, at, percent(voted(groups, k)))
                 for k, at in zip(ks, at_k, strict=True)
@@ -156,7 +162,7 @@ def pass_k(saved: Sequence[Saved]) -> Analysis | None:
     columns = ("model", "setting", "task", "k", "pass@k %", "maj@k %")
     if not rows:
         return None
-    figure = curves(lines, xlabel="k", ylabel="pass@k, %", log2=True)
+    figure = curves(panels, xlabel="k", ylabel="pass@k, %", log2=True)
     return Analysis("pass@k", note, columns, rows, figure)
 
 
@@ -190,13 +196,14 @@ def tokens(saved: Sequence[Saved]) -> Analysis | None:
     if not rows:
         return None
     label = "correct within the limit, %"
-    figure = curves(lines, xlabel="limit on a response, tokens", ylabel=label, log2=True)
+    xlabel = "limit on a response, tokens"
+    figure = curves({"all tasks": lines}, xlabel=xlabel, ylabel=label, log2=True)
     return Analysis("Accuracy against tokens", note, columns, rows, figure)
 
 
 def budgets(saved: Sequence[Saved]) -> Analysis | None:
     """Accuracy against the budget of calls, with the calls and tokens that it takes."""
-    rows, lines = [], []
+    rows, panels = [], {}
     for one in evaluations(saved):
         found = sorted((s for s in one.settings if s.prompt != "text"), key=lambda s: s.max_calls)
         if len(found) < 2:
@@ -219,12 +226,12 @@ def budgets(saved: Sequence[Saved]) -> Analysis | None:
                         percent(mean_of(samples, lambda s, b=most: b > 0 and len(s.calls) >= b)),
                     )
                 )
-            lines.append((f"{one.name}, {task}", [s.max_calls for s in found], at))
+            panels.setdefault(task, []).append((one.name, [s.max_calls for s in found], at))
     columns = ("model", "task", "budget", "correct %", "calls", "tokens", "used up %")
     note = "At most so many programs per response, the same prompts and random numbers otherwise."
     if not rows:
         return None
-    figure = curves(lines, xlabel="budget, calls", ylabel="correct, %")
+    figure = curves(panels, xlabel="budget, calls", ylabel="correct, %")
     return Analysis("Budgets", note, columns, rows, figure)
 
 

@@ -1,7 +1,7 @@
 """What an analysis comes to: a table, a note on how to read it, and a figure if there is one."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,22 +54,36 @@ def plotted(draw: "Callable[[Any], None]", size: tuple[float, float] = (7, 4.5))
     return figure
 
 
+Line = tuple[str, Sequence[float], Sequence[float]]
+"""Label, x and y."""
+
+
 def curves(
-    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    log2: bool = False,
-):
-    """A figure of labelled lines (label, x, y)."""
+    panels: Mapping[str, Sequence[Line]], *, xlabel: str, ylabel: str, log2: bool = False
+) -> "Callable[[], Figure]":
+    """A figure of lines in one panel for each title; one legend, since labels recur."""
 
-    def draw(axes) -> None:
-        for label, x, y in lines:
-            axes.plot(x, y, marker="o", markersize=3, linewidth=1.3, label=label)
-        if log2:
-            axes.set_xscale("log", base=2)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    def figure() -> "Figure":
+        from matplotlib.figure import Figure
 
-    return plotted(draw)
+        columns = min(4, len(panels))
+        rows = -(-len(panels) // columns)
+        made = Figure(figsize=(max(6, 3 * columns), 3 * rows + 1), layout="constrained")
+        grid = made.subplots(rows, columns, squeeze=False, sharey=True).flat
+        labels: dict[str, Any] = {}
+        for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+            for label, x, y in lines:
+                color = f"C{list(labels).index(label) if label in labels else len(labels)}"
+                (labels[label],) = axes.plot(x, y, "o-", markersize=3, linewidth=1.3, color=color)
+            if log2:
+                axes.set_xscale("log", base=2)
+            axes.set_title(title, fontsize=9)
+            axes.grid(alpha=0.3)
+        for axes in list(grid[len(panels) :]):
+            axes.remove()
+        made.supxlabel(xlabel, fontsize=9)
+        made.supylabel(ylabel, fontsize=9)
+        made.legend(labels.values(), labels, loc="outside upper center", fontsize=7)
+        return made
+
+    return figure

@@ -18,7 +18,8 @@ Groups = list[list[Sample]]
 class Saved:
     """An evaluation, or a training run with the samples that it has kept.
 
-    forks: of an evaluation, the counterfactual samples. metrics: of a run, its rows.
+    forks, left_out: of an evaluation, the counterfactual samples, and how many problems of a task
+    were not asked because their prompts are too long. metrics: of a run, its rows.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Saved:
     samples: list[Sample]
     forks: list[Sample]
     metrics: list[dict]
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def settings(self) -> list[Setting]:
@@ -97,8 +99,10 @@ def _of_evaluation(folder: Path) -> Saved:
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         name = f"{described['model']}, {described['stage']}"
+        left_out = described["left_out"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / DESCRIPTION}: cannot be read: {error!r}") from error
     samples = read(folder)
     whole = [sample for sample in samples if sample.fork is None]
-    return Saved(name, folder, False, whole, [s for s in samples if s.fork is not None], [])
+    forks = [sample for sample in samples if sample.fork is not None]
+    return Saved(name, folder, False, whole, forks, [], left_out)

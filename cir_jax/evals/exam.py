@@ -18,13 +18,17 @@ from cir_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """phase: names the random numbers of its samples (Engine.rollout); of all settings the same."""
+    """phase: names the random numbers of its samples (Engine.rollout); of all settings the same.
+
+    left_out: problems whose prompts are too long.
+    """
 
     name: str
     problems: Sequence[Problem]
     samples: int
     sampling: Sampling
     phase: str
+    left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,9 +172,9 @@ def _analyse(args: argparse.Namespace) -> int:
     with one_line_errors("analyse"):
         saved = load(args.dirs)
     made = analyses_of(saved, args.only or ANALYSES)
-    print(as_text(made))
     if missing := [name for name in args.only or () if name not in made]:
         raise ConfigError(f"--only {missing[0]}: nothing is saved in DIR that it could be made of")
+    print(as_text(made))
     if args.out is not None:
         if not can_draw():
             print("no figures: they need pip install -e '.[figures]'", file=sys.stderr)

@@ -110,7 +110,9 @@ def evaluate(model: Model, request: Request, out: Path | None, display: Display)
         if request.suite is None:
             exams = [_held_out(cfg, request, tools, display)]
         params, stage = model.load(tools.mesh)
-        _describe(out, {"model": model.name, "stage": stage, "asked": asked})
+        left_out = {exam.name: exam.left_out for exam in exams if exam.left_out}
+        described = {"model": model.name, "stage": stage, "left_out": left_out, "asked": asked}
+        _describe(out, described)
         plan = list(_plan(exams, forms_of(cfg, request), request, cfg.rollout.slots))
         missing = [number for number in range(len(plan)) if not parts.has(number)]
         # Nobody writes before all have seen what is missing.
@@ -250,7 +252,8 @@ def _suite_exams(cfg: Config, request: Request, display: Display) -> tuple[Confi
         if benchmark.temperature:
             samples = request.samples or benchmark.samples
             drawn = Sampling(benchmark.temperature, benchmark.top_p)
-        exams.append(Exam(benchmark.name, kept, samples, drawn, f"eval/{benchmark.name}"))
+        left_out = len(problems) - len(kept)
+        exams.append(Exam(benchmark.name, kept, samples, drawn, f"eval/{benchmark.name}", left_out))
     return configs.with_values(cfg, {"data.max_prompt_tokens": longest}), exams
 
 
