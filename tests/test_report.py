@@ -186,8 +186,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        (METRICS, "{}", "line 7: has no 'kind'"),
-        (METRICS, "nonsense", "line 7: no JSON object"),
+        (METRICS, "{}", "line 5: has no 'kind'"),
+        (METRICS, "nonsense", "line 5: no JSON object"),
         (SAMPLES, '{"step": 1}', "line 13: has no 'problem_id'"),
         (SAMPLES, "3", "line 13: no JSON object"),
     ],

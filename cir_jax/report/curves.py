@@ -148,7 +148,7 @@ def draw_all(sources: Sequence[Source]) -> list[Drawn]:
 
 def draw(chart: Chart, sources: Sequence[Source], found: Sequence[Curve]) -> Drawn:
     """One run: a colour for each key; several: a colour for each run, a dash for each key."""
-    is_one = len({source.name for source in sources if source.lines}) == 1
+    is_one = sum(bool(source.lines) for source in sources) == 1
     keys = [k for k in range(len(chart.keys)) if any(curve.key == k for curve in found)]
     names = list(chart.keys.values())
     with svg.style():

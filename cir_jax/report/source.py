@@ -159,9 +159,11 @@ def _lines(path: Path, needed: Sequence[str]) -> Iterator[Row]:
                 return
             try:
                 row = json.loads(line)
-                missing = [key for key in needed if key not in row]
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 raise ConfigError(f"{path}, line {number}: no JSON object: {error}") from error
+            if not isinstance(row, dict):
+                raise ConfigError(f"{path}, line {number}: no JSON object")
+            missing = [key for key in needed if key not in row]
             if missing:
                 raise ConfigError(f"{path}, line {number}: has no {missing[0]!r}")
             yield row

@@ -13,11 +13,12 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// Characters that would not be seen, or that would reorder what stands around them, as signs.
+// As signs: characters that would not be seen, that would reorder what stands around them, and
+// halves of a pair.
 function visible(text) {
   return text
     .replace(/[\0-\x08\x0b-\x1f\x7f]/g, (c) => (c === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt(0))))
-    .replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+    .replace(/[\u202a-\u202e\u2066-\u2069]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "\ufffd");
 }
 
 async function unpack(script) {
@@ -289,7 +290,7 @@ function watchTokens(box, view) {
   const go = (from, step) => {
     for (let n = from; n >= 0 && n < view.tokens.length; n += step) {
       const span = box.querySelector(`[data-n="${n}"]`);
-      if (span && span.getClientRects().length) {
+      if (span && !span.closest("details:not([open])")) {
         at = n;
         span.scrollIntoView({ block: "nearest" });
         $("spoken").textContent = tip.at(view, box, n) ?? "";
