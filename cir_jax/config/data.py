@@ -65,10 +65,9 @@ class DataConfig(Section):
         listed = [key for key in ("files", "sets") if getattr(self, key)]
         held_out = [key for key in ("eval_files", "eval_sets") if getattr(self, key)]
         if not self.tasks and not listed:
-            if held_out:
-                key = held_out[0].removeprefix("eval_")
-                raise ValueError(f"{key}=[]: must have at least one entry, as {held_out[0]} has")
-            raise ValueError("tasks=[]: must have at least one entry, unless there are files")
+            raise ValueError(
+                "tasks=[]: must have at least one entry, unless there are files or sets"
+            )
         if listed and not held_out and not self.tasks:
             raise ValueError(
                 f"eval_{listed[0]}=[]: must have at least one entry, as {listed[0]} has"
