@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from cir_jax.config import ConfigError, ResultConfig, RewardConfig, RolloutConfig
+from cir_jax.config import ConfigError, DataConfig, ResultConfig, RewardConfig, RolloutConfig
 from cir_jax.data import audit, gym, pipeline, sources, tasks
-from cir_jax.data.demonstrations import demonstration, guess, programs
+from cir_jax.data.demonstrations import check_demonstrated, demonstration, guess, programs
 from cir_jax.data.symbench import MAKERS
 from cir_jax.data.tasks import TASKS, number_words, problem, split_of
 from cir_jax.records import Author, ExecResult
@@ -377,6 +377,29 @@ def test_questions_are_the_same_in_every_process():
         for seed in ("1", "2")
     }
     assert len(said) == 1
+
+
+def test_tasks_without_demonstrations_are_named():
+    check_demonstrated(["sum"])
+    with pytest.raises(ConfigError, match="'rg:sudoku' has no demonstrations"):
+        check_demonstrated(["sum", "rg:sudoku"])
+
+
+def test_too_long_problems_of_tasks_are_replaced_and_counted():
+    notes = []
+    cfg = DataConfig(tasks=("sum",))
+    (source,) = sources.train_sources(cfg, lambda p: "+" in p.question, notes.append)
+    plain = sources.of_tasks(["sum"], "rl")[0]
+    long = [i for i in range(60) if "+" not in plain[i].question]
+    assert len(long) >= 10
+    for i in (*range(60), *reversed(range(60))):
+        assert "+" in source[i].question
+        assert (source[i] == plain[i]) == (i not in long)
+    assert source[long[0]] == source[long[0]]
+    assert ["sum: 1 " in notes[0], "sum: 10 " in notes[1], len(notes)] == [True, True, 2]
+    (none,) = sources.train_sources(cfg, lambda p: False, notes.append)
+    with pytest.raises(ConfigError, match="64 problems in a row"):
+        none[0]
 
 
 @pytest.mark.slow

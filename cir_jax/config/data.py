@@ -54,8 +54,8 @@ class DataConfig(Section):
     """Put it, as the user's message, into the tokenizer's chat template, thinking disabled, after
     what other messages the problem has; else it is raw text (CIR: Qwen3 chat, Math base raw)."""
     max_prompt_tokens: PositiveInt = 1024
-    """Longer prompts are never cut, tokens: those of files and sets are left out and counted,
-    others are an error (CIR: 1024)."""
+    """Longer prompts are never cut, tokens: their problems are left out and counted, generated
+    ones replaced by others (CIR: 1024)."""
     curriculum: str = ""
     """File that `cir-jax curriculum` has written: which problems, or which tasks, RL draws from
     which step on (R1-CI v2); empty: all from the first."""
