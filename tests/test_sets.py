@@ -2,10 +2,13 @@
 
 import dataclasses
 import filecmp
+import functools
 import hashlib
+import http.server
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow
@@ -171,6 +174,26 @@ def test_downloads_have_to_stay_what_they_were(tmp_path, monkeypatch):
     builder._Sums(sums).checked(path, dataclasses.replace(file, sha256=known))
     with pytest.raises(ConfigError, match="must be 0"):
         builder._Sums(sums).checked(path, dataclasses.replace(file, sha256="0"))
+
+
+def test_what_is_not_there_is_downloaded(tmp_path, monkeypatch, capsys):
+    (tmp_path / "www").mkdir()
+    write(tmp_path / "www/test.jsonl", [{"problem": "1?", "answer": "1"}])
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "www")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/test.jsonl"
+        splits = {"test": (sets.File(url),)}
+        its = dataclasses.replace(sets.SETS["aime24"], splits=splits, num_problems={"test": 1})
+        monkeypatch.setitem(sets.SETS, "aime24", its)
+        argv = ["data", "prepare", "aime24", "--data-dir", str(tmp_path / "sets")]
+        assert cli.main(argv) == 0
+        server.shutdown()
+    sums = json.loads((tmp_path / "sets/checksums.json").read_text())
+    assert sums == {url: hashlib.sha256((tmp_path / "www/test.jsonl").read_bytes()).hexdigest()}
+    assert cli.main([*argv[:-1], str(tmp_path / "others")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert url in last and "no file aime24/test" in last
 
 
 @benchmark_files

@@ -11,12 +11,16 @@ import sys
 
 import pytest
 
-from cir_jax.config import ConfigError, ResultConfig, RolloutConfig
-from cir_jax.data import pipeline, sources, tasks
-from cir_jax.data.demonstrations import demonstration, guess, programs
+from cir_jax.config import ConfigError, DataConfig, ResultConfig, RewardConfig, RolloutConfig
+from cir_jax.data import audit, gym, pipeline, sources, tasks
+from cir_jax.data.demonstrations import check_demonstrated, demonstration, guess, programs
+from cir_jax.data.symbench import MAKERS
 from cir_jax.data.tasks import TASKS, number_words, problem, split_of
 from cir_jax.records import Author, ExecResult
+from cir_jax.reward.gym import gym_verdict
+from cir_jax.reward.packing import pack
 from cir_jax.reward.score import Grader
+from cir_jax.reward.verifiers import VERIFIERS
 from cir_jax.rollout.fence import BOUNDARIES
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.pool import Sandbox
@@ -302,3 +306,104 @@ def test_demonstrations_are_cut_where_the_engine_notices_calls(name):
     assert prefixed == boundary.put_back("Results:\n7", "") and end == last
     # The whole reads the same, whoever writes the output block's opening.
     assert f"{demo.programs[1]}\n```\n```output\n7\n```\nThe answer" in "".join(t for _, t in parts)
+
+
+# --- Reasoning-Gym and symbolic problems
+
+
+def test_all_tasks_have_names_and_excluded_ones_say_why():
+    names = tasks.names()
+    assert len(set(names)) == len(names) and set(TASKS) < set(names)
+    assert sum(name.startswith("rg:") for name in names) == 105
+    tasks.check_names(["rg:sudoku", "sym:game24", "sum"])
+    with pytest.raises(ConfigError, match="'rg:composite' cannot be used: it is a mixture"):
+        tasks.check_names(["rg:composite"])
+    with pytest.raises(ConfigError, match="unknown task 'rg:sudok'; nearest: rg:sudoku"):
+        tasks.check_names(["rg:sudok"])
+    assert tasks.parse_id("sym:lights/rl/3") == ("sym:lights", "rl", 3)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_symbolic_problems_are_right_and_repeatable(name):
+    for split in ("rl", "eval"):
+        for index in (0, 7):
+            made = problem(f"sym:{name}", split, index)
+            assert made == problem(f"sym:{name}", split, index)
+            assert split_of(made.question) == split
+            job = {"answer": made.answer, "truth": made.answer, "metadata": pack(made.metadata)}
+            assert VERIFIERS[made.verifier](job) == "correct"
+            reason = VERIFIERS[made.verifier](job | {"answer": "17 banana"})
+            assert reason in ("wrong", "unparsable")
+
+
+REPAIRED = {
+    "game_of_life_halting": ["banana", "maybe"],
+    "complex_arithmetic": ["nan", "inf"],
+    "number_format": ["0.001"],
+    "prime_factorization": ["banana", "2 x"],
+    "boxnet": ["7", "[[1, 2]]", '{"a": 1}'],
+    "coin_flip": ["-1", "9" * 400],
+    "isomorphic_strings": ["banana"],
+    "word_ladder": ["banana"],
+    "rush_hour": ["A+1"],
+}
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_repaired_scorers(name):
+    made = problem(f"rg:{name}", "rl", 1)
+    assert made == problem(f"rg:{name}", "rl", 1)
+    right = made.answer or audit.solution(name, made.metadata)
+    given = {"question": made.question, "truth": made.answer, "metadata": made.metadata}
+    assert gym_verdict(right, **given) == "correct"
+    assert {gym_verdict(a, **given) for a in ("", *REPAIRED[name])} <= {"wrong", "unparsable"}
+
+
+def test_questions_are_the_same_in_every_process():
+    """Draws from a set would be in the order of its members' hashes."""
+    code = (
+        "from cir_jax.data.gym import candidates\n"
+        "for name in ('isomorphic_strings', 'ransom_note', 'polynomial_multiplication'):\n"
+        "    print([candidates(name)(i)[:2] for i in range(3)])\n"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
+
+
+def test_tasks_without_demonstrations_are_named():
+    check_demonstrated(["sum"])
+    with pytest.raises(ConfigError, match="'rg:sudoku' has no demonstrations"):
+        check_demonstrated(["sum", "rg:sudoku"])
+
+
+def test_too_long_problems_of_tasks_are_replaced_and_counted():
+    notes = []
+    cfg = DataConfig(tasks=("sum",))
+    (source,) = sources.train_sources(cfg, lambda p: "+" in p.question, notes.append)
+    plain = sources.of_tasks(["sum"], "rl")[0]
+    long = [i for i in range(60) if "+" not in plain[i].question]
+    assert len(long) >= 10
+    for i in (*range(60), *reversed(range(60))):
+        assert "+" in source[i].question
+        assert (source[i] == plain[i]) == (i not in long)
+    assert source[long[0]] == source[long[0]]
+    assert ["sum: 1 " in notes[0], "sum: 10 " in notes[1], len(notes)] == [True, True, 2]
+    (none,) = sources.train_sources(cfg, lambda p: False, notes.append)
+    with pytest.raises(ConfigError, match="64 problems in a row"):
+        none[0]
+
+
+@pytest.mark.slow
+def test_every_gym_task_is_sound():
+    with Grader(num_workers=2, cfg=RewardConfig(answer_format="angles")) as grader:
+        found = [audit.audit(name, grader.submit, 2) for name in gym.names()]
+    assert [its for its in found if not its.is_sound] == []

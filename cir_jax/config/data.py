@@ -54,8 +54,8 @@ class DataConfig(Section):
     """Put it, as the user's message, into the tokenizer's chat template, thinking disabled, after
     what other messages the problem has; else it is raw text (CIR: Qwen3 chat, Math base raw)."""
     max_prompt_tokens: PositiveInt = 1024
-    """Longer prompts are never cut, tokens: those of files and sets are left out and counted,
-    others are an error (CIR: 1024)."""
+    """Longer prompts are never cut, tokens: their problems are left out and counted, generated
+    ones replaced by others (CIR: 1024)."""
     curriculum: str = ""
     """File that `cir-jax curriculum` has written: which problems, or which tasks, RL draws from
     which step on (R1-CI v2); empty: all from the first."""
@@ -65,10 +65,9 @@ class DataConfig(Section):
         listed = [key for key in ("files", "sets") if getattr(self, key)]
         held_out = [key for key in ("eval_files", "eval_sets") if getattr(self, key)]
         if not self.tasks and not listed:
-            if held_out:
-                key = held_out[0].removeprefix("eval_")
-                raise ValueError(f"{key}=[]: must have at least one entry, as {held_out[0]} has")
-            raise ValueError("tasks=[]: must have at least one entry, unless there are files")
+            raise ValueError(
+                "tasks=[]: must have at least one entry, unless there are files or sets"
+            )
         if listed and not held_out and not self.tasks:
             raise ValueError(
                 f"eval_{listed[0]}=[]: must have at least one entry, as {listed[0]} has"

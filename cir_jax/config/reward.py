@@ -24,8 +24,9 @@ class RewardConfig(Section):
     mode: Literal["strict", "lenient"] = "strict"
     """strict: the last answer of model-written text. lenient, for comparison with evaluations by
     math-verify alone: its own search of all model-written text, box or none."""
-    gym_threshold: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Least score of Reasoning-Gym that is correct: its scorers give hundredths to any answer."""
+    gym_threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Least score of Reasoning-Gym that is correct; its scorers give parts to what is partly right,
+    and hundredths to any answer."""
     overlong_buffer: NonNegativeInt = 0
     """Tokens before rollout.max_response_tokens from which on a response loses reward, at the end
     overlong_factor (DAPO: 4096 of 20480); 0 = off (CIR)."""

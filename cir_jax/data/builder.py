@@ -7,7 +7,10 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,9 +88,22 @@ def _path(
     directory = dl_manager._manual_dir  # `manual_dir` raises where there is none
     path = _manual(Path(directory) if directory else None, name, split, file)
     if path is None and file.url:
-        path = sums.checked(Path(dl_manager.download(file.url)), file)
-        return _named_as(path, file.url)
+        try:
+            _reach(file.url)
+            path = Path(dl_manager.download(file.url))
+        except (OSError, tfds.download.DownloadError) as error:
+            wanted = _wanted(name, dl_manager)
+            raise ConfigError(f"data prepare {name}: {file.url}: {error}; {wanted}") from error
+        return _named_as(sums.checked(path, file), file.url)
     return path
+
+
+def _reach(url: str) -> None:
+    """Raises OSError if there is no way to the host: TFDS would try for minutes."""
+    if not urllib.request.getproxies():
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), timeout=10).close()
 
 
 def _named_as(path: Path, url: str) -> Path:

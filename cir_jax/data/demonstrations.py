@@ -7,7 +7,9 @@ a share of those first write one that fails, read the error, and mend it.
 import dataclasses
 import random
 import re
+from collections.abc import Sequence
 
+from cir_jax.config import ConfigError
 from cir_jax.data import tasks
 from cir_jax.records import Problem
 
@@ -22,6 +24,18 @@ class Demonstration:
     problem: Problem
     programs: tuple[str, ...]
     answer: str | None
+
+
+def check_demonstrated(task_names: Sequence[str]) -> None:
+    """Raises ConfigError if there are none, or one has no demonstrations."""
+    if not task_names:
+        raise ConfigError("data.tasks=[]: must have at least one entry, to be demonstrated")
+    for name in task_names:
+        if name not in tasks.TASKS:
+            raise ConfigError(
+                f"data.tasks: {name!r} has no demonstrations, as {', '.join(tasks.TASKS)} have; "
+                "sft.data names files of trajectories"
+            )
 
 
 def demonstration(

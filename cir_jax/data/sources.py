@@ -30,18 +30,52 @@ class Source(Protocol):
     def __getitem__(self, i: int, /) -> Problem: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskSource:
-    """A split of a task kind."""
+Fits = Callable[[Problem], bool]
+Note = Callable[[str], None]
 
-    name: str
-    split: tasks.Split
+# Tries for a problem that fits, before the task is given up.
+_TRIES = 64
+
+
+class TaskSource:
+    """A split of a task kind.
+
+    Args:
+      fits: whether a problem's prompt is short enough; in the place of one that is too long comes
+        another, the same whenever it is asked for. None: all are.
+      note: is told how many there were, when they have become ten times as many.
+    """
+
+    def __init__(
+        self, name: str, split: tasks.Split, fits: Fits | None = None, note: Note = lambda _: None
+    ):
+        self.name, self._split = name, split
+        self._fits, self._note = fits, note
+        self._left_out: set[int] = set()
 
     def __len__(self) -> int:
         return _DRAWS
 
     def __getitem__(self, i: int) -> Problem:
-        return tasks.problem(self.name, self.split, i)
+        for index in range(i, i + _TRIES * _DRAWS, _DRAWS):
+            problem = tasks.problem(self.name, self._split, index)
+            if self._fits is None or self._fits(problem):
+                return problem
+            self._leave_out(index)
+        raise ConfigError(
+            f"data.tasks: {self.name}: {_TRIES} problems in a row whose prompts are longer than "
+            "data.max_prompt_tokens"
+        )
+
+    def _leave_out(self, index: int) -> None:
+        if index not in self._left_out:
+            self._left_out.add(index)
+            count = len(self._left_out)
+            if count in (1, 10, 100, 1000, 10000):
+                self._note(
+                    f"{self.name}: {count} problems left out so far, their prompts are longer "
+                    "than data.max_prompt_tokens"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +105,13 @@ class OneProblem:
         return tasks.find_problem(self.name)
 
 
-def of_tasks(names: Sequence[str], split: tasks.Split) -> list[Source]:
-    return [TaskSource(name, split) for name in names]
+def of_tasks(
+    names: Sequence[str],
+    split: tasks.Split,
+    fits: Fits | None = None,
+    note: Note = lambda _: None,
+) -> list[Source]:
+    return [TaskSource(name, split, fits, note) for name in names]
 
 
 def check(cfg: DataConfig) -> None:
@@ -104,22 +143,18 @@ def _check_set(name: str, key: str, directory: Path) -> None:
         raise ConfigError(f"{key}={name!r}: {folder} has no split {split}")
 
 
-Fits = Callable[[Problem], bool]
-Note = Callable[[str], None]
-
-
 def train_sources(cfg: DataConfig, fits: Fits, note: Note) -> list[Source]:
     """Of the RL phase: one of each task, then one of all files and sets together; with weights one
     of each file and set.
 
-    fits: whether a problem's prompt is short enough; others of files and sets are left out, and
-      `note` is told how many. Raises ConfigError if one cannot be used, or nothing of it is left.
+    fits: whether a problem's prompt is short enough; others are left out, and `note` is told how
+      many. Raises ConfigError if one cannot be used, or nothing of it is left.
     """
     lists = [_of_file(file, cfg.columns, fits, note) for file in cfg.files]
     lists += [_of_set(name, "data.sets", cfg, fits, note) for name in cfg.sets]
     if lists and not cfg.weights:
         lists = [ListSource("files", [problem for its in lists for problem in its.problems])]
-    return [*of_tasks(cfg.tasks, "rl"), *lists]
+    return [*of_tasks(cfg.tasks, "rl", fits, note), *lists]
 
 
 def weights(cfg: DataConfig, found: Sequence[Source]) -> list[float] | None:
@@ -132,7 +167,7 @@ def eval_sources(cfg: DataConfig, fits: Fits, note: Note) -> list[Source]:
     columns = cfg.eval_columns or cfg.columns
     lists = [_of_file(file, columns, fits, note) for file in cfg.eval_files]
     lists += [_of_set(name, "data.eval_sets", cfg, fits, note) for name in cfg.eval_sets]
-    return [*of_tasks(cfg.tasks, "eval"), *lists]
+    return [*of_tasks(cfg.tasks, "eval", fits, note), *lists]
 
 
 def finder(cfg: DataConfig, found: Sequence[Source]) -> Callable[[By, str], Source]:
@@ -141,6 +176,7 @@ def finder(cfg: DataConfig, found: Sequence[Source]) -> Callable[[By, str], Sour
     It raises ConfigError if there is none of this name.
     """
     listed = [p for source in found if isinstance(source, ListSource) for p in source.problems]
+    by_name = {source.name: source for source in found}
     by_id = {problem.problem_id: problem for problem in listed}
     by_task: dict[str, list[Problem]] = {}
     for problem in listed:
@@ -161,7 +197,7 @@ def finder(cfg: DataConfig, found: Sequence[Source]) -> Callable[[By, str], Sour
             raise ConfigError(f"{where}: {error}") from error
         if task not in cfg.tasks:
             raise ConfigError(f"{where}: {name!r} is not of data.tasks={list(cfg.tasks)}")
-        return TaskSource(name, "rl") if by == "task" else OneProblem(name)
+        return by_name[name] if by == "task" else OneProblem(name)
 
     return find
 

@@ -76,8 +76,15 @@ def _said(is_equal: bool) -> Verdict:
 
 
 def _as_words(answer: str, truth: str) -> Verdict | None:
-    of_truth = latex.words(truth)
-    return None if of_truth is None else _said(latex.words(answer) == of_truth)
+    if latex.is_prose(truth) or latex.is_prose(answer) and latex.words(truth) is not None:
+        return _said(latex.words(answer) == latex.words(truth))
+    return None
+
+
+def _as_kinds(answer: str, truth: str) -> Verdict | None:
+    r"""\{1,2\} is not (1,2), which math-verify takes for the same."""
+    kinds = {latex.kind(answer), latex.kind(truth)}
+    return "wrong" if kinds == {"set", "tuple"} else None
 
 
 def _as_choices(answer: str, truth: str) -> Verdict | None:
@@ -137,6 +144,7 @@ def _as_rationals(answer: str, truth: str) -> Verdict | None:
 
 _COMPARISONS: tuple[Callable[[str, str], Verdict | None], ...] = (
     _as_words,
+    _as_kinds,
     _as_choices,
     _in_bases,
     _as_percentages,

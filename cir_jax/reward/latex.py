@@ -71,6 +71,7 @@ _DRAWN = [
     (re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}"), r"\\emptyset "),
     (re.compile(r"\\(?:degree|degrees)(?![a-zA-Z])"), r"^\\circ "),
     (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
+    (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
     (re.compile(r"\\langle(?![a-zA-Z])"), "("),
     (re.compile(r"\\rangle(?![a-zA-Z])"), ")"),
     (re.compile(r"\\\\\s*\[[^\[\]]{0,20}\]"), r"\\\\"),
@@ -175,9 +176,15 @@ def plain_text(text: str) -> str:
 
 def words(text: str) -> str | None:
     """Words in small letters, if the text is nothing but words, and not one letter; else None."""
-    said = " ".join(plain_text(text).replace("\\", " ").split()).strip(" .!\"'").casefold()
+    said = " ".join(plain_text(text).replace("\\ ", " ").split()).strip(" .!\"'").casefold()
     is_words = re.fullmatch(r"[^\W\d_]+(?:[ \-',]+[^\W\d_]+)*", said) and len(said) > 1
-    return said if is_words and ("text" in text or _is_prose(said)) else None
+    return said if is_words else None
+
+
+def is_prose(text: str) -> bool:
+    r"""Whether words are meant, and no product of variables such as xy or abc."""
+    said = words(text)
+    return said is not None and ("text" in text or _is_prose(said))
 
 
 def _is_prose(said: str) -> bool:
@@ -208,7 +215,9 @@ def choice(text: str) -> str | None:
     if re.fullmatch(r"[A-Z]", said):
         return said
     label = _LABEL.match(said)
-    return label[1] if label else None
+    if label is None or re.search(r"^(?:or|and)\b|^[,/&]|\([A-Z]\)", label[2]):
+        return None
+    return label[1]
 
 
 def after_label(text: str) -> str | None:
@@ -252,6 +261,43 @@ def top_level(text: str, separators: str) -> list[str]:
 _OUTWARD = re.compile(r"([\[\]])([^\[\]()]*,[^\[\]()]*)([\[\]])")
 
 
+_RELATION = re.compile(r"\s*([a-zA-Z])\s*(<|>|\\le|\\ge)(?![a-zA-Z])\s*([^<>=]+?)\s*")
+_OR = re.compile(r"\\text\s*\{\s*or\s*\}|\bor\b|\\(?:lor|vee)(?![a-zA-Z])")
+
+
+def union(text: str) -> str:
+    """Inequalities of one variable that are joined by or, as a union; others as they are."""
+    found = [_RELATION.fullmatch(part) for part in _OR.split(text)]
+    if len(found) < 2 or None in found or len({match[1] for match in found}) > 1:
+        return text
+    intervals = []
+    for match in found:
+        _, sign, bound = match.groups()
+        if sign in ("<", r"\le"):
+            intervals.append(rf"(-\infty,{bound}{')' if sign == '<' else ']'}")
+        else:
+            intervals.append(rf"{'(' if sign == '>' else '['}{bound},\infty)")
+    return r" \cup ".join(intervals)
+
+
+def kind(text: str) -> str:
+    r"""set or tuple, if all of it is one \{...\} or (...) of several; else ""."""
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        return "set"
+    is_tuple = text[:1] + text[-1:] == "()" and len(top_level(text, ",")) == 1 and "," in text
+    return "tuple" if is_tuple and _is_closed(text) else ""
+
+
+def _is_closed(text: str) -> bool:
+    """Whether the first bracket closes with the last."""
+    depth_now = 0
+    for i, char in enumerate(text):
+        depth_now += (char in "([{") - (char in ")]}")
+        if depth_now == 0:
+            return i == len(text) - 1
+    return False
+
+
 def open_interval(text: str) -> str:
     """(a,b) of ]a,b[, as French authors write it, and the like; others as they are."""
     match = _OUTWARD.fullmatch(text)
@@ -291,7 +337,7 @@ _ORDINAL = re.compile(
 
 def for_parser(text: str) -> str:
     """What the parser of math-verify would misread, as what it reads."""
-    text = pm_expanded(open_interval(exact_decimals(text)))
+    text = pm_expanded(union(open_interval(exact_decimals(text))))
     text = _DEGREES_IN_TRIG.sub(r"\1(\\frac{\2\\pi}{180})", text)
     text = _ORDINAL.sub("", text)
     mixed = re.fullmatch(r"(-?)\s*(\d+) (\d+)\s*/\s*(\d+)", text)

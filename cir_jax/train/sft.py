@@ -11,7 +11,7 @@ from typing import Protocol
 
 from cir_jax import hosts
 from cir_jax.config import Config, ConfigError, RolloutConfig
-from cir_jax.data.demonstrations import Demonstration, demonstration
+from cir_jax.data.demonstrations import Demonstration, check_demonstrated, demonstration
 from cir_jax.prompts import prompt_ids
 from cir_jax.records import Author, ExecResult, prompt_text
 from cir_jax.rl.batch import Sequence1D
@@ -66,6 +66,8 @@ class Generated:
     processes, each runs those of its share."""
 
     def __init__(self, cfg: Config, tokenizer: Tokenizer, sandbox: Submitter):
+        """Raises ConfigError if a task has no demonstrations."""
+        check_demonstrated(cfg.data.tasks)
         self.num_trained, self.num_held_out = cfg.sft.num_trajectories, cfg.sft.held_out
         self._cfg = cfg
         self._tokenizer = tokenizer
@@ -189,8 +191,7 @@ def train_tokenizer(cfg: Config, directory: Path) -> None:
 
     Raises ConfigError if there are none.
     """
-    if not cfg.data.tasks:
-        raise ConfigError("data.tasks=[]: must have at least one entry, to be demonstrated")
+    check_demonstrated(cfg.data.tasks)
     with open_sandbox(cfg.sandbox) as sandbox:
         demos = [_demonstration(cfg, i) for i in range(cfg.sft.num_trajectories)]
         futures = [[sandbox.submit(code) for code in demo.programs] for demo in demos]
