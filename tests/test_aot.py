@@ -117,7 +117,10 @@ custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
     assert found.kernel_flops == (0, 10 * 1024**2 * 128 * 3 * 28)
     # At the peak, times the chip's factor for the backward pass.
     assert found.kernels_s(V5E) == pytest.approx(found.kernel_flops[1] / 1.97e14)
-    assert cost_of(kernel.replace("mha_dkv", "mha_fwd")).kernel_flops == (4 * 1024**2 * 128 * 3 * 28, 0)
+    assert cost_of(kernel.replace("mha_dkv", "mha_fwd")).kernel_flops == (
+        4 * 1024**2 * 128 * 3 * 28,
+        0,
+    )
 
 
 def test_without_a_clock_there_are_no_seconds():
