@@ -234,6 +234,32 @@ def test_asynchronous_operations():
     assert bytes_of(entry) == (40 + 20 + 40 + 60, 80 + 80 + 60)
 
 
+def test_a_gather_that_is_given_its_operands_after_its_start():
+    """As on the sparse cores: 3 rows of 10 are read and written, and 3 indices read."""
+    looks = """
+  %p = f32[100,10]{1,0} parameter(0)
+  %q = s32[3]{0} parameter(1)
+  ROOT %g = f32[3,10]{1,0} custom-call(%p, %q), custom_call_target="sparse"
+"""
+    entry = """
+  %t = f32[100,10]{1,0} parameter(0)
+  %i = s32[3]{0} parameter(1)
+  %s = ((), (), (s32[8]{0:S(8)})) async-start(), calls=%looks, metadata={op_name="jit(f)/gather"}
+  %u = ((f32[100,10]{1,0}, s32[3]{0}), f32[3,10]{1,0}, (s32[8]{0:S(8)})) async-update(%s, %t, %i)
+  ROOT %d = f32[3,10]{1,0} async-done(%u)"""
+    assert bytes_of(entry, ("looks (p: f32[]) -> f32[]", looks)) == (120 + 12, 120)
+
+
+def test_metadata_may_have_lines_of_its_own():
+    entry = """
+  %x = f32[8]{0} parameter(0)
+  %k = f32[8]{0} custom-call(%x), custom_call_target="k", frontend_attributes={kernel_metadata={
+"block":"1024"
+}}, metadata={op_name="jit(f)/kernel"}
+  ROOT %n = f32[8]{0} negate(%k)"""
+    assert bytes_of(entry) == (64, 64)
+
+
 def test_collectives_carried_through_fusions_count_once():
     # Start: 40 read, 80 written. The fusion that carries it on: only its own 8 read, 8 written.
     start = (

@@ -17,7 +17,7 @@ import pytest
 
 from cir_jax import cli
 from cir_jax import config as configs
-from cir_jax.aot import compilation, hlo, work
+from cir_jax.aot import compilation, fit, hlo, lengths, work
 from cir_jax.aot.chips import topology
 
 slow = pytest.mark.slow
@@ -117,7 +117,9 @@ def test_weights_are_gathered_in_bfloat16_and_never_summed_whole(program):
     gathers = [c for c in large if c.kind == "all-gather"]
     # At least the seven matrices of a layer.
     assert len(gathers) >= 7 and all(c.dtypes == ("bf16",) for c in gathers)
-    assert {c.kind for c in large} <= {"all-gather", "all-to-all", "reduce-scatter"}, large
+    # Small gathers may be written as sums of parts that are zero elsewhere.
+    others = [c for c in large if not c.op_name.endswith("all_gather")]
+    assert {c.kind for c in others} <= {"all-gather", "all-to-all", "reduce-scatter"}, others
     if program == "update":
         scattered = [c for c in large if c.kind == "reduce-scatter"]
         assert len(scattered) >= 7 and all(c.dtypes == ("bf16",) for c in scattered)
@@ -236,3 +238,27 @@ def test_a_cost_is_of_the_whole_program():
     facts = compiled("v5e16", "update", *SMALL)
     one, two, three = (work.of_micro_batches(facts, "update", n) for n in (1, 2, 3))
     assert three.cycles - two.cycles == two.cycles - one.cycles > 0
+
+
+@slow
+def test_a_small_run_is_fitted_to_a_chip(capsys):
+    """All of it fits: nothing is computed again, and each response of a step has a slot."""
+    path = str(CONFIGS / "quickstart.toml")
+    changes = ["sft.steps=0", "compute.remat=full", "rollout.slots=8"]
+    command = ["aot", path, "--topology", "v5e:1x1", "--auto-fit", "--json"]
+    assert cli.main([*command, *changes]) == 0
+    found = json.loads(capsys.readouterr().out)["overrides"]
+    fitted = configs.load_alone(path, [*changes, *found])
+    assert fitted.compute.remat == "none"
+    rollout = fitted.rollout
+    assert rollout.slots == rollout.prompts_per_step * rollout.samples_per_prompt
+
+
+@slow
+def test_a_large_run_is_fitted_to_a_slice():
+    """On 16 chips of v5e beside float32 Adam: one row of a device, everything computed again, and
+    fewer than 512 slots but more than 256."""
+    cfg, where = load("v5e16", "rollout.slots=128"), topology("v5e:4x4")
+    fitted = fit.fitted(cfg, where, lengths.default(cfg, None, None), print)
+    assert (fitted.compute.remat, fitted.rl.micro_rows) == ("full", 16)
+    assert 256 < fitted.rollout.slots < 512

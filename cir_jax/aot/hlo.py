@@ -278,17 +278,30 @@ def _open(module: Module, instruction: Instruction, operands: tuple[_Node, ...])
     return _Node(opcode, instruction.result, operands)
 
 
+def _is_free_call(instruction: Instruction) -> bool:
+    begins_later = instruction.opcode == "async-start" and not instruction.operands
+    return begins_later or instruction.target in FREE_CALLS
+
+
 def _bytes(module: Module, instruction: Instruction) -> tuple[int, int]:
     """HBM bytes that one run of an instruction other than a loop or branch reads and writes."""
-    opcode = instruction.opcode
-    if opcode in FREE or opcode.endswith(("-done", "-update")) or instruction.target in FREE_CALLS:
+    opcode, inputs, result = instruction.opcode, instruction.operands, instruction.result
+    # A gather on the sparse cores is begun without operands, and given them afterwards.
+    given_later = opcode == "async-update" and len(inputs) > 1
+    if given_later:
+        started, *inputs = inputs
+        result = instruction.shape[1]
+    elif opcode in FREE or opcode.endswith(("-done", "-update")) or _is_free_call(instruction):
         return 0, 0
-    operands = tuple(_Node("parameter", i.shape) for i in instruction.operands)
-    root = _open(module, instruction, operands)
+    operands = tuple(_Node("parameter", i.shape) for i in inputs)
+    if given_later and started.op_name.endswith("/gather"):
+        root = _Node("gather", result, operands)
+    else:
+        root = _open(module, started if given_later else instruction, operands)
     if root.opcode == "AsyncCollectiveDone":
         return 0, 0
 
-    results = instruction.result if isinstance(instruction.result, tuple) else [instruction.result]
+    results = result if isinstance(result, tuple) else [result]
     outputs = root.operands if root.opcode == "tuple" else [root] * len(results)
     aliases = instruction.attribute(r"output_to_operand_aliasing=\{(.*?\))\}")
     aliased = {int(index or 0) for index in re.findall(r"\{(\d*)\}: \(", aliases)}
@@ -316,7 +329,7 @@ def _bytes(module: Module, instruction: Instruction) -> tuple[int, int]:
 
     read = sum(
         _hbm_bytes(i.shape) * needed(node) // max(1, node.elements)
-        for i, node in zip(instruction.operands, operands, strict=True)
+        for i, node in zip(inputs, operands, strict=True)
     )
     return read, written
 

@@ -197,7 +197,7 @@ class Engine:
         return (limit, "response_length") if limit <= self._context else (self._context, "context")
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
-        return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _setting(self, params: qwen.Params, submit, on_tokens: OnTokens | None = None) -> Setting:
         return Setting(
