@@ -483,6 +483,7 @@ def test_defaults_in_the_help_are_toml():
         "eval.max_calls",
         "mesh.decode_tensor",
         "model.yarn.attention_factor",
+        "resume_step",
         "rl.importance_cap",
         "rl.loss_length",
         "rollout.max_context",

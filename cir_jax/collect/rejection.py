@@ -27,8 +27,7 @@ from cir_jax.train.loop import given_params
 from cir_jax.train.rollouts import Rollouts, open_rollouts
 
 # Keys that change no answer.
-_WHERE_AND_HOW = ("name", "run_dir", "resume", "samples_per_log", "sft", "rl", "eval")
-_WHERE_AND_HOW += ("checkpoint", "metrics")
+_WHERE_AND_HOW = (*configs.UPKEEP, "sft", "rl", "eval")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ from cir_jax.config.model import ComputeConfig, LoRAConfig, ModelConfig, YarnCon
 from cir_jax.config.presets import PRESETS, preset
 from cir_jax.config.reward import AnswerFormat, RewardConfig
 from cir_jax.config.sections import (
+    UPKEEP,
     Config,
     CriticConfig,
     EvalConfig,
@@ -52,6 +53,7 @@ from cir_jax.config.survival import CheckpointConfig, GatesConfig, WatchdogConfi
 __all__ = [
     "CONFIG_FILE",
     "PRESETS",
+    "UPKEEP",
     "AnswerFormat",
     "CheckpointConfig",
     "ColumnsConfig",

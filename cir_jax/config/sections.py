@@ -435,3 +435,10 @@ def most_calls(cfg: RolloutConfig) -> int:
     budget = cfg.max_calls
     largest = budget if isinstance(budget, int) else max(calls for _, calls in budget)
     return largest if cfg.raise_calls_above is None else max(largest, cfg.calls_limit)
+
+
+UPKEEP = (
+    *("name", "run_dir", "resume", "resume_step", "resume_override", "samples_per_log"),
+    *("keep_rollouts", "checkpoint", "gates", "hosts", "metrics", "watchdog", "ablate"),
+)
+"""Keys and sections that change no number: where and how often something is done or written."""

@@ -34,20 +34,7 @@ from cir_jax.train.rollouts import Rollouts, open_rollouts
 Tools = Literal["on", "off", "both"]
 
 # Keys of the config that change no sample.
-_WHERE_AND_HOW = (
-    *(
-        "name",
-        "run_dir",
-        "resume",
-        "samples_per_log",
-        "mesh",
-        "sft",
-        "rl",
-        "checkpoint",
-        "metrics",
-        "ablate",
-    ),
-)
+_WHERE_AND_HOW = (*configs.UPKEEP, "mesh", "sft", "rl")
 # Rows of a part, in slots: while the last of a part end, slots stand empty.
 _SLOTS_PER_PART = 4
 

@@ -16,21 +16,10 @@ from cir_jax.train.checkpoint import Place
 # Until a directory that one process has made is seen by the others: file systems keep a while that
 # there was none.
 _SHARED_S = 30.0
-# Keys that change no number of a step: where and how often something is done or written.
+# Keys that change no number of a step.
 FREE = (
-    "name",
-    "run_dir",
-    "resume",
-    "resume_step",
-    "resume_override",
-    "samples_per_log",
-    "keep_rollouts",
+    *configs.UPKEEP,
     "mesh",
-    "checkpoint",
-    "gates",
-    "hosts",
-    "watchdog",
-    "ablate",
     "sandbox.num_workers",
     "sandbox.max_requests",
     "sandbox.runtime",
