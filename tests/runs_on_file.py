@@ -93,7 +93,8 @@ def write_evaluation(folder: Path, tokenizer: Tokenizer, forks: bool = True) -> 
     parts.write(0, samples)
     parts.merge(1)
     config = configs.to_tree(tiny(folder))
-    about = {"model": "quickstart/001", "stage": "after RL", "asked": {"config": config}}
+    about = {"model": "quickstart/001", "stage": "after RL", "left_out": {}}
+    about["asked"] = {"config": config}
     (folder / DESCRIPTION).write_text(json.dumps(about))
     return folder
 

@@ -16,7 +16,7 @@ from cir_jax.report import curves, svg, tables, trajectories
 from cir_jax.report.source import Material, Source
 
 _ASSETS = Path(configs.asset_dir("package:report"))
-# Inches of an analysis' figure: letters are still large enough on a telephone.
+# Inches of an analysis' figure of one panel: letters are still large enough on a telephone.
 _FIGURE = (4.4, 2.9)
 # Trajectories that are unpacked together.
 _CHUNK = 32
@@ -68,10 +68,14 @@ def render(material: Material, *, most: int) -> tuple[str, list[str]]:
 
 
 class Shown(NamedTuple):
-    """An analysis as the page has it; picture: "" if it has none."""
+    """An analysis as the page has it; picture: "" if it has none.
+
+    points: the picture's own width, below which its letters get too small.
+    """
 
     table: tables.Table
     picture: str
+    points: int
 
 
 # What files of a run that was stopped, or of other versions, come to: they cost an analysis, not
@@ -99,14 +103,17 @@ def analyses_of(sources: Sequence[Source]) -> tuple[list[Shown], list[str]]:
 
 
 def _shown(analysis: Analysis) -> Shown:
-    picture = ""
+    picture, points = "", 0
     if analysis.figure is not None:
         with svg.style():
             figure = analysis.figure()
-            figure.set_size_inches(_FIGURE)
+            if len(figure.axes) == 1:
+                figure.set_size_inches(_FIGURE)
+            points = round(72 * figure.get_figwidth())
             picture, _ = svg.render(figure, analysis.title)
     rows = [[cell_text(cell) for cell in row] for row in analysis.rows]
-    return Shown(tables.Table(analysis.title, list(analysis.columns), rows, analysis.note), picture)
+    table = tables.Table(analysis.title, list(analysis.columns), rows, analysis.note)
+    return Shown(table, picture, points)
 
 
 def pack(value: Any) -> str:
