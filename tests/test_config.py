@@ -12,7 +12,17 @@ import pytest
 
 from cir_jax import cli
 from cir_jax import config as configs
-from cir_jax.config import PRESETS, Config, ConfigError, RolloutConfig, YarnConfig, max_calls_at
+from cir_jax.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    DataConfig,
+    RolloutConfig,
+    YarnConfig,
+    files,
+    max_calls_at,
+)
+from cir_jax.config.templates import TEMPLATES
 from cir_jax.rl.advantage import ADVANTAGES
 from cir_jax.rl.kl import KL
 from cir_jax.rl.loss import LOSS_MEANS
@@ -548,3 +558,19 @@ def test_wrong_usage_exits_with_2(argv, capsys):
         cli.main(argv)
     assert caught.value.code == 2
     assert "usage: cir-jax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_have_names(name):
+    cfg = DataConfig(tasks=("sum",), template=name)
+    assert cfg.template == TEMPLATES[name] and cfg.template.endswith("\n{question}")
+    with pytest.raises(ValueError, match=f"must contain .question.; nearest name: {name}"):
+        DataConfig(tasks=("sum",), template=name + "_")
+
+
+def test_r1ci_asks_for_the_answer_that_it_reads():
+    configs_dir = Path(__file__).parent.parent / "configs"
+    for name in ("r1ci_qwen2.5_7b", "r1ci_v2_qwen2.5_7b"):
+        tree = files._read(configs_dir / f"{name}.toml")
+        assert tree["reward"]["answer_format"] == "angles"
+        assert "<<<answer content>>>" in TEMPLATES[tree["data"]["template"]]
