@@ -298,7 +298,8 @@ def supervise(cloud, *words, retries=2, run_dir=""):
     where = ["--home", str(cloud.dir), "--worker=0", f"--run-dir={run_dir}"]
     python = ["/usr/bin/python3", str(SCRIPTS / "supervisor.py")]
     timing = ["--poll=0.02", "--backoff=0.01", f"--retries={retries}"]
-    subprocess.run([*python, "start", *where, *timing, "--", *words], check=True)
+    words = words if "--" in words else ("--", *words)
+    subprocess.run([*python, "start", *where, *timing, *words], check=True)
     found = []
 
     def ended():
@@ -692,3 +693,18 @@ def test_a_slice_that_has_lost_a_worker_is_replaced(tmp_path):
     finally:
         launcher.kill()
         cloud.end()
+
+
+def test_status_log_and_run_directory_go_to_the_bucket(cloud, monkeypatch):
+    """By the gcloud of the worker; here one that writes down what it is asked for."""
+    program = cloud.dir.parent / "bin/gcloud"
+    program.unlink()
+    program.write_text(f'#!/bin/sh\necho "$@" >>{cloud.dir}/asked\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", cloud.env["PATH"])
+    words = ["--bucket=gs://b/runs", "--checkpoints=gs://b/c", "--", "true"]
+    assert supervise(cloud, *words, run_dir=cloud.dir / "run") == ("done", "0", "1")
+    until(lambda: "rsync" in (cloud.dir / "asked").read_text())
+    asked = (cloud.dir / "asked").read_text()
+    assert "storage ls gs://b/c/" in asked and "log.tail gs://b/runs/run/worker-0/" in asked
+    assert re.search(rf"rsync .* {cloud.dir}/run gs://b/runs/run/run/\d+\n", asked)

@@ -12,8 +12,8 @@ one that is done. Ctrl-C ends the following, not the run (stop.sh does).
   --zone=ZONE,...  where it is
   --type=TYPE      of the slice, if gcloud does not say it; --nodes=N slices of a multislice job
   --run=RUN        name of the run (default: that of the slice)
-  --bucket=gs://B  where checkpoints go (B/RUN/checkpoints) and, each minute, status, log and the run
-                   directory, which a new slice begins with
+  --bucket=gs://B  where checkpoints go (B/RUN/checkpoints) and, each minute, status, log and what the
+                   run directory has of this slice (B/RUN/run/TIME)
   --run-dir=DIR    the run's directory on the workers (default: runs/RUN)
   --retries=N      restarts in a row without a newer checkpoint (default: 3)
   --grace=TIME     from SIGTERM to SIGKILL (default: 120s)

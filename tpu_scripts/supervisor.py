@@ -260,7 +260,8 @@ class Supervisor:
         if self.spec["bucket"]:
             threading.Thread(target=self._mirror_often, daemon=True).start()
         failures, attempt = 0, 0
-        self._fetch()
+        # Processes of a run look whether all of them see it.
+        os.makedirs(self.spec["run_dir"], exist_ok=True)
         reached = newest_checkpoint(self.spec["checkpoints"])
         while True:
             attempt += 1
@@ -375,13 +376,10 @@ class Supervisor:
         target = f"{self._kept()}/worker-{self.place.worker}/"
         _quiet(["gcloud", "storage", "cp", self.place.path("status.json"), tail, target])
         if self.place.worker == 0 and os.path.isdir(self.spec["run_dir"]):
-            _quiet([*_SYNC, self.spec["run_dir"], f"{self._kept()}/run"], timeout_s=600)
-
-    def _fetch(self):
-        """A new slice begins with the run directory that the one before had: metrics, config."""
-        if self.spec["bucket"] and not os.path.exists(self.spec["run_dir"]):
-            os.makedirs(self.spec["run_dir"])
-            _quiet([*_SYNC, f"{self._kept()}/run", self.spec["run_dir"]], timeout_s=600)
+            # Each slice has a folder of its own. It is not brought back to the next slice: the
+            # trainer goes on without its files, but takes shorter ones for damage.
+            part = int(os.stat(self.place.path("start.lock")).st_mtime)
+            _quiet([*_SYNC, self.spec["run_dir"], f"{self._kept()}/run/{part}"], timeout_s=600)
 
     def _kept(self):
         return f"{self.spec['bucket'].rstrip('/')}/{self.place.run}"
