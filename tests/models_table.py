@@ -32,6 +32,7 @@ TINY_RUN = (
     "rollout.max_response_tokens=56",
     "eval.num_problems=9",
     "checkpoint.every=1",
+    "checkpoint.keep=9",
     "sandbox.num_workers=1",
     "samples_per_log=2",
     "model.num_layers=2",

@@ -20,7 +20,7 @@ class FakeBench(Bench):
 
     def __init__(self, folder, ended, different=""):
         self.scratch, self.every, self._different = folder, 2, different
-        self._count, self._jobs, self.num_processes = 0, [], 1
+        self._count, self.num_processes = 0, 1
         self._ended = ended
 
     def run(self, run_dir, *overrides, inject="none"):
@@ -62,8 +62,10 @@ def test_what_stays_behind_is_found(tmp_path):
         "benches.adopt_orphans()\n"
         "subprocess.run(['sh', '-c', 'setsid sleep 61 >/dev/null 2>&1 &'], check=True)\n"
         "bench = Bench.__new__(Bench)\n"
-        "bench._jobs = []\n"
         "run = pathlib.Path(sys.argv[1])\n"
+        "bench.scratch = run\n"
+        "(run / 'temp').mkdir()\n"
+        "(run / 'temp/lost').touch()\n"
         "(run / 'config.json.tmp').touch()\n"
         "print(*bench.left_over(run), sep='\\n')\n"
         "print('then', *bench.left_over(run), sep='\\n')\n"
@@ -72,8 +74,8 @@ def test_what_stays_behind_is_found(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
     before, after = done.stdout.split("then")
-    assert "sleep 61" in before and "config.json.tmp" in before
-    assert "sleep 61" not in after
+    assert "sleep 61" in before and "config.json.tmp" in before and "temp/lost" in before
+    assert "sleep 61" not in after and "temp/lost" not in after
 
 
 def test_names_and_unknown_ones(capsys):

@@ -63,7 +63,7 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.meshes, "make_mesh", lambda cfg: mesh)
         # Nothing is run, and a sandbox's start takes longer than a run.
-        patch.setattr(rollouts, "open_store", lambda cfg, record_dir: NoSandbox())
+        patch.setattr(rollouts, "open_store", lambda cfg, record_dir, process: NoSandbox())
         yield
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cir_jax import config as configs
 from cir_jax.config import ConfigError, GatesConfig, WatchdogConfig
 from cir_jax.exits import Interrupted, RunError
 from cir_jax.records import Author, ExecResult, Problem, Trajectory
+from cir_jax.sandbox import canary
 from cir_jax.sandbox.limits import Limits
 from cir_jax.sandbox.store import Store
 from cir_jax.train import resume, trace
@@ -174,6 +176,17 @@ def test_record_of_programs_is_cut_with_the_rest(tmp_path):
     text = path.read_text()
     assert '"one"' in text and '"three"' in text and '"two"' not in text
     assert text.count('"settings"') == 2
+
+
+def test_folder_of_a_killed_check_of_the_sandbox_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "cir_jax_canary_left"
+    left.mkdir()
+    (left / "file").touch()
+    with canary._open_folder() as one, canary._open_folder() as other:
+        # Not of one that is in use.
+        assert {p.name for p in tmp_path.iterdir()} == {Path(one).name, Path(other).name}
+    assert not list(tmp_path.iterdir())
 
 
 # --- gates

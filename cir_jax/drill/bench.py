@@ -65,13 +65,14 @@ class Job:
         self._limit_s = limit_s
         self.run_dir = run_dir
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._temp = Path(tempfile.mkdtemp(dir=scratch))
+        temp = scratch / "temp"
+        temp.mkdir(exist_ok=True)
         env = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
             "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "TMPDIR": str(self._temp),
+            "TMPDIR": str(temp),
         }
         argv = ["train", *args, f"run_dir={str(run_dir)!r}", "resume=true"]
         self._began = time.monotonic()
@@ -130,10 +131,6 @@ class Job:
         resumed = None if found is None else int(found[2]) * (found[1] != "sft")
         return Ended(codes, text, self.num_steps, resumed, seconds)
 
-    def left_over(self) -> list[str]:
-        """Files in its directory for temporary ones."""
-        return [f"temporary file {path}" for path in self._temp.rglob("*") if path.is_file()]
-
 
 class Bench:
     """Makes a run that nothing happens to, the baseline.
@@ -154,7 +151,6 @@ class Bench:
         self._args = [str(config), *overrides]
         self.every = configs.load(config, overrides).checkpoint.every
         self._limit_s = _FIRST_LIMIT_S
-        self._jobs: list[Job] = []
         self._count = 0
         self.baseline = scratch / "baseline"
         job = self.start(self.baseline)
@@ -175,9 +171,7 @@ class Bench:
         self, run_dir: Path, *overrides: str, inject: str = "none", num_processes: int = 1
     ) -> Job:
         args = [*self._args, *overrides]
-        job = Job(run_dir, inject, args, self.scratch, self._limit_s, num_processes)
-        self._jobs.append(job)
-        return job
+        return Job(run_dir, inject, args, self.scratch, self._limit_s, num_processes)
 
     def run(
         self, run_dir: Path, *overrides: str, inject: str = "none", num_processes: int = 1
@@ -198,9 +192,10 @@ class Bench:
         found = [f"process {pid} ({_command(pid)[:60]})" for pid in orphans]
         for pid in orphans:
             os.kill(pid, signal.SIGKILL)
-        for job in self._jobs:
-            found += job.left_over()
-        self._jobs.clear()
+        for path in (self.scratch / "temp").rglob("*"):
+            if path.is_file():
+                found.append(f"temporary file {path}")
+                path.unlink()
         found += [f"file {p}" for p in run_dir.rglob("*") if "tmp" in p.name]
         return found
 

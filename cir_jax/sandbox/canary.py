@@ -9,12 +9,15 @@ set to what it is, or asked for in a way that only passes the check.
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 from cir_jax.records import ExecResult
 from cir_jax.sandbox.environment import ENVIRONMENT
@@ -196,13 +199,46 @@ def _judge(name: str, result: ExecResult) -> Outcome:
     return Outcome(name, result.status == "ok" and said.startswith(_HELD), said)
 
 
+_FOLDERS = "cir_jax_canary_"
+
+
+@contextlib.contextmanager
+def _open_folder() -> Iterator[str]:
+    """A directory that every user of the machine may write to. Those of processes that were killed
+    meanwhile are removed."""
+    parent = Path(tempfile.gettempdir())
+    for left in parent.glob(f"{_FOLDERS}*"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    made = Path(tempfile.mkdtemp(prefix=f".{_FOLDERS}"))
+    folder = parent / made.name[1:]
+    with _locked(made):
+        # Found by others only now that it is seen to be in use.
+        made.rename(folder)
+        try:
+            folder.chmod(0o777)
+            yield str(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """BlockingIOError if another process holds it; the kernel lets go of it when that ends."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def _targets() -> Iterator[dict[str, object]]:
     """What must stay out of reach, open to every user of the machine."""
     name = f"CIR_JAX_CANARY_{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        os.chmod(folder, 0o777)
+        folder = stack.enter_context(_open_folder())
         path = os.path.join(folder, "file")
         with open(path, "w") as file:
             file.write("reached")
