@@ -481,6 +481,7 @@ def test_defaults_in_the_help_are_toml():
     }
     for key in (
         "eval.max_calls",
+        "resume_step",
         "model.yarn.attention_factor",
         "rl.importance_cap",
         "rl.loss_length",
