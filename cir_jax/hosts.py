@@ -330,10 +330,10 @@ def droppable() -> Iterator[None]:
         _may_drop = False
 
 
-def want_to_drop() -> None:
-    """Of this process, by a signal."""
+def want_to_drop(wants: bool) -> None:
+    """Of this process: whether a signal asks for it."""
     global _wants_to_drop
-    _wants_to_drop = True
+    _wants_to_drop = wants
 
 
 def asked_to_drop() -> bool:

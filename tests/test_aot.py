@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hlo_text import loop_of, module
@@ -301,7 +302,7 @@ def test_a_step_trains_with_the_programs_that_are_compiled(on_eight_devices, mon
     def log_probabilities(*args, **options):
         args += (options.pop("temperature"),)
         seen["old"] = args, options
-        return np.zeros(args[1].ids.shape, np.float32)
+        return jnp.zeros(args[1].ids.shape, jnp.float32)
 
     def update(*args):
         seen["update"] = args

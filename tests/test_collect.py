@@ -44,7 +44,7 @@ def one_device_and_sandbox():
         # One for all: its start takes seconds.
         with Sandbox(num_workers=1) as sandbox:
             shared = contextlib.nullcontext(sandbox)
-            patch.setattr(rollouts, "open_store", lambda cfg, record_dir: shared)
+            patch.setattr(rollouts, "open_store", lambda cfg, record_dir, process: shared)
             yield
 
 

@@ -149,7 +149,6 @@ jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 import numpy as np
 from models_table import UNTIED, params_of
 from cir_jax import mesh as meshes
-from cir_jax.config import MeshConfig
 from cir_jax.models import hf, tensorfile
 
 rows = []
@@ -159,7 +158,9 @@ def read(tensor, first=0, end=None):
     return read_all(tensor, first, end)
 
 read_all, tensorfile.read = tensorfile.read, read
-mesh = meshes.make_mesh(MeshConfig(tensor=2))
+# Of training, where a process has rows of its own, this is no mesh.
+auto = (jax.sharding.AxisType.Auto,) * 3
+mesh = jax.make_mesh((1, 1, 2), meshes.AXES, axis_types=auto)
 loaded = hf.load(Path(sys.argv[3]), UNTIED, mesh)
 for x, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(params_of(UNTIED)), strict=True):
     (shard,) = x.addressable_shards

@@ -116,7 +116,7 @@ def _facts(source: Source) -> list[tuple[str, str]]:
             ),
             ("advantage", f"{rl['advantage']}, learning rate {rl['optim']['learning_rate']:g}"),
             ("budget", _budget(rollout["max_calls"])),
-            ("devices", " × ".join(f"{k} {v}" for k, v in mesh.items() if v > 1) or "1"),
+            ("devices", " × ".join(f"{k} {v}" for k, v in mesh.items() if v and v > 1) or "1"),
             ("time", _duration(source)),
         ]
     isolation = [sandbox.get("rung"), sandbox.get("python") and f"python {sandbox['python']}"]

@@ -39,6 +39,7 @@ class Stopper:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Signal handlers are these meanwhile."""
+        hosts.want_to_drop(False)
         before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -67,7 +68,7 @@ class Stopper:
         self.signum = signum
         if signum == signal.SIGTERM:
             self._note("SIGTERM: saving, then ending")
-            hosts.want_to_drop()
+            hosts.want_to_drop(True)
             if self._may_drop and hosts.count() == 1:
                 raise Interrupted(signum)
         else:
