@@ -187,7 +187,8 @@ def test_each_twin_takes_three_steps(path, tmp_path, one_device_and_sandbox):
         assert ("critic/loss" in row) == (cfg.rl.advantage == "gae")
         assert ("rounds" in row) == (cfg.rollout.refill_rounds > 0)
         assert row["max_calls"] == configs.max_calls_at(cfg.rollout.max_calls, 0)
-    if steps:
+    # Of random weights all answers are wrong: there is nothing to learn from.
+    if steps and cfg.sft.weights:
         assert any(row["grad_norm"] > 0 for row in steps)
         # With one update a step all of it is on policy.
         assert any(row["old_new_kl"] > 0 for row in steps) == (not once)
