@@ -139,6 +139,7 @@ def test_second_turn_goes_on_from_the_ids_of_the_first(tokenizer):
     assert out.startswith(shown + "\n") and err == ""
 
 
+@pytest.mark.slow
 def test_seeds_reproduce():
     """At temperature 2 the model's texts are many: a seed's is one, and each turn has its own."""
     hot = changed(OPTIONS, temperature=2.0, seed=1)

@@ -118,7 +118,7 @@ def test_own_user(rung):
         assert hostile.run(sandbox, num_endless=6 if rung == "namespaces" else 2) == []
 
 
-@pytest.mark.parametrize("rung", ["namespaces", "landlock"])
+@pytest.mark.parametrize("rung", ["namespaces", pytest.param("landlock", marks=pytest.mark.slow)])
 def test_unprivileged_user(public_python, rung):
     report = run_suite(public_python, rung, num_workers=1, num_endless=1)
     assert report["faults"] == [] and report["user"] == UNPRIVILEGED

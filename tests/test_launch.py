@@ -494,6 +494,7 @@ def ran(cloud):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(cloud, sweep):
     first = cloud.begin("sweep", *sweep)
     until(lambda: len(ran(cloud)) >= 5, 40)
@@ -675,6 +676,7 @@ def test_ctrl_c_ends_a_local_pod(cloud):
     assert pod.wait(20) == 130 and not cloud.processes("sleep")
 
 
+@pytest.mark.slow
 def test_a_slice_that_has_lost_a_worker_is_replaced(tmp_path):
     """The cloud still calls it ACTIVE, and the other worker can only fail."""
     cloud = Cloud(tmp_path, states=["ACTIVE"])

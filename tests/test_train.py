@@ -124,6 +124,7 @@ def test_same_seed_writes_the_same_bytes(first, tmp_path):
     assert files(run(tmp_path / "again")) == files(first)
 
 
+@pytest.mark.slow
 def test_another_seed_does_not(first, tmp_path):
     assert files(run(tmp_path / "other", "seed=1")) != files(first)
 
