@@ -93,23 +93,23 @@ def test_a_killed_evaluation_goes_on_with_the_same_bytes(tmp_path):
 
 
 PROGRAM = """
-import json, sys
+import json, os, sys
 from pathlib import Path
-import jax
 
 index, count, port, out = json.loads(sys.argv[1])
-if count > 1:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", count, index)
+place = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": count, "PROCESS_ID": index}
+os.environ |= {f"JAX_{name}": str(value) for name, value in place.items()}
 
 from cir_jax.evaluation.model import find_model
 from cir_jax.evaluation.run import Request, evaluate
+from cir_jax.train import preflight
 from cir_jax.train.display import Display
 
 keys = ["rollout.slots=8", f"mesh.fsdp={count}"]
 model = find_model("configs/quickstart.toml", {}, keys, [])
 asked = Request(None, Path("."), "on", samples=2, problems=11, part=3, counterfactual=True)
-evaluate(model, asked, Path(out), Display())
+with preflight.with_others(model.cfg):
+    evaluate(model, asked, Path(out), Display())
 """
 
 
