@@ -72,7 +72,9 @@ class Group:
         return [self.codes[i] for i in indices]
 
     def cut(self, index):
-        """As the kernel does when a process is killed."""
+        """As the kernel does when a process is killed: all at once, and it says no more of what it
+        sees of the others' ends."""
+        self.peers[index]._failing = True
         for connection in self.peers[index]._connections.values():
             with contextlib.suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_RDWR)
