@@ -39,10 +39,7 @@ _PACKAGES = ("jax", "jaxlib", "libtpu")
 def main() -> None:
     request = json.load(sys.stdin)
     cfg = configs.from_tree_alone(request["config"])
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=request["topology"]
-    ).devices
-    mesh = meshes.make_mesh(cfg.mesh, devices)
+    mesh = meshes.make_mesh(cfg.mesh, _devices(request["topology"]))
     programs = {p.name: p for p in compiled.jitted(cfg, mesh, _end_ids(cfg))}
     if request["program"] is None:
         held = {name: device_bytes(tree) for name, tree in compiled.held(cfg, mesh).items()}
@@ -58,6 +55,15 @@ def main() -> None:
     else:
         answer = _compiled(programs[request["program"]], request)
     print(json.dumps(answer))
+
+
+def _devices(name: str) -> list[jax.Device]:
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise configs.ConfigError(
+            f"--topology={name!r}: libtpu knows no such slice: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _end_ids(cfg: configs.Config) -> tuple[int, ...]:
