@@ -182,8 +182,8 @@ def test_padding_leaves_the_cache_as_it_is(beyond, dtype):
         # 256, from twice that of 512, also where rounding up leads there.
         (100, 100, 100),
         (129, 256, 128),
-        (4000, 4096, 256),
-        (5000, 5120, 256),
+        (4000, 4096, 512),
+        (5000, 5120, 512),
         (8100, 8192, 512),
         (40000, 40448, 512),
     ],

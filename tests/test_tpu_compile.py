@@ -133,10 +133,10 @@ def test_weights_are_gathered_in_bfloat16_and_never_summed_whole(program):
     [
         ("v5e16", 256, 8.1, 1.05, 1200, ()),
         pytest.param("v5e16", 512, 12.6, 1.05, 1700, (), marks=slow),
-        pytest.param("v6e16", 512, 12.6, 1.05, 3700, (), marks=slow),
-        # What a device of 16 does for 256 slots, and for 1024.
-        pytest.param("v5p8", 64, 8.1, 1.25, 0, (), marks=slow),
-        pytest.param("v5p8", 256, 21.5, 1.25, 0, (), marks=slow),
+        pytest.param("v6e16", 512, 12.6, 1.05, 3400, (), marks=slow),
+        # v5p writes scores and states to HBM; attention's share of the bytes grows with the rows.
+        pytest.param("v5p8", 64, 8.1, 1.15, 2200, (), marks=slow),
+        pytest.param("v5p16", 512, 21.5, 1.25, 4200, (), marks=slow),
         # Scales are stored by layers.
         pytest.param("v5e16", 512, 8.6, 1.1, 1700, ("rollout.cache_dtype=int8",), marks=slow),
     ],
@@ -207,13 +207,14 @@ def test_weights_for_decoding_are_cast_before_they_travel():
 
 
 def test_what_does_not_fit_is_refused_with_the_number(capsys):
-    """21.4 GiB of 15.75."""
+    """An update needs 21.4 GiB of 15.75; the mesh of 16 is made one of 8."""
     path = str(CONFIGS / "cir_qwen2.5_math_7b_v5e16.toml")
-    changes = ("mesh.fsdp=8", "rl.micro_rows=8", "sft.micro_rows=8")
-    cfg = configs.load_alone(path, changes)
-    facts = compilation.compile_program(cfg, topology("v5e:2x4"), "update")
-    assert 20 < facts.overflow["needed_gib"] < 23
-    assert facts.overflow["usable_gib"] == topology("v5e:2x4").chip.hbm_gib
+    assert cli.main(["aot", path, "--topology", "v5e:2x4", "--json"]) == 3
+    out, err = capsys.readouterr()
+    (update,) = [p for p in json.loads(out)["programs"] if p["program"] == "update"]
+    assert not update["fits"] and 20 < update["gib"] < 23
+    assert f"update does not fit: needs {update['live_gib']:.2f} GiB" in err
+    assert "of 15.75 usable" in err and "v5e:2x4 has 8" in err
 
 
 def test_the_command_reports_a_small_run(capsys):

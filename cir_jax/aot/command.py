@@ -8,7 +8,7 @@ from typing import Any
 from cir_jax import config as configs
 from cir_jax.aot.chips import CHIPS, Topology, topology
 from cir_jax.arguments import above_zero, add_overrides, positive
-from cir_jax.config import Config, ConfigError
+from cir_jax.config import Config
 
 EXIT_DOES_NOT_FIT = 3
 EXIT_COMPILER = 4
@@ -31,13 +31,13 @@ def add(commands) -> None:
         "--topology",
         metavar="KIND:AxB",
         help="slice in chips along its axes, such as v5e:4x4 or v5p:2x2x2; kinds: "
-        + ", ".join(CHIPS),
+        + ", ".join(CHIPS)
+        + "; where the config's mesh is for another number of devices, one for the slice's is made",
     )
     where.add_argument(
         "--topologies",
         metavar="A,B,...",
-        help="a table to choose a slice by; where the config's mesh is for another number of "
-        "devices, one for each slice's is made",
+        help="a table to choose a slice by",
     )
     aot.add_argument(
         "--auto-fit",
@@ -68,7 +68,7 @@ def _aot(args: argparse.Namespace) -> int:
 
     compilation.check_installed()
     try:
-        reports = [_report(args, cfg, where, args.topology is None) for where in slices]
+        reports = [_report(args, cfg, where) for where in slices]
     except compilation.CompilerError as error:
         print(f"cir-jax: aot: {error}", file=sys.stderr)
         return EXIT_COMPILER
@@ -84,18 +84,15 @@ def _aot(args: argparse.Namespace) -> int:
     return 0 if any(fits) else EXIT_DOES_NOT_FIT
 
 
-def _report(
-    args: argparse.Namespace, given: Config, where: Topology, any_slice: bool
-) -> dict[str, Any]:
+def _report(args: argparse.Namespace, given: Config, where: Topology) -> dict[str, Any]:
     from cir_jax.aot import compilation, fit, lengths, report
 
     cfg = given
     if cfg.mesh.num_devices != where.num_devices:
-        if not (any_slice or args.auto_fit):
-            raise ConfigError(
-                f"mesh={cfg.mesh.shape} (data, fsdp, tensor): needs {cfg.mesh.num_devices} "
-                f"devices, but {where.name} has {where.num_devices}; --auto-fit makes one for it"
-            )
+        _note(
+            f"mesh={cfg.mesh.shape} (data, fsdp, tensor): is of {cfg.mesh.num_devices} devices, "
+            f"but {where.name} has {where.num_devices}; one for these is made, see the overrides"
+        )
         cfg = fit.on_slice(cfg, where)
     means = lengths.default(cfg, args.prompt, args.response)
     if args.auto_fit:

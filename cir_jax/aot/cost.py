@@ -79,9 +79,15 @@ class Cost:
         return sum(parts) + self.links_s(topology, blocking=True)
 
 
-def cost(module: hlo.Module, *, trips: Mapping[str, int], loop: str | None) -> Cost:
+def cost(
+    module: hlo.Module,
+    *,
+    trips: Mapping[str, int],
+    loop: str | None,
+    idle: tuple[str, ...] = (),
+) -> Cost:
     """As `hlo.schedule`, of the whole program or of one iteration of a loop."""
-    runs = hlo.schedule(module, trips=trips, loop=loop)
+    runs = hlo.schedule(module, trips=trips, loop=loop, idle=idle)
     flops = [0, 0]
     for run in runs:
         if run.instruction.target == _KERNEL:

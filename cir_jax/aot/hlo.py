@@ -419,12 +419,19 @@ class Traffic:
         return "\n".join(map(str, self.accesses))
 
 
-def schedule(module: Module, *, trips: Mapping[str, int], loop: str | None) -> list[Access]:
+def schedule(
+    module: Module,
+    *,
+    trips: Mapping[str, int],
+    loop: str | None,
+    idle: tuple[str, ...] = (),
+) -> list[Access]:
     """Every instruction of one run of the program, or of one iteration of a loop of it.
 
     trips: iterations of while loops by the end of their op_name; the longest that fits counts.
         Loops that `iterations` knows need none.
     loop: the end of one loop's op_name.
+    idle: ends of op_names of conditionals that have nothing to do: their cheapest branch counts.
 
     Raises: ValueError for a loop of unknown length.
     """
@@ -439,10 +446,13 @@ def schedule(module: Module, *, trips: Mapping[str, int], loop: str | None) -> l
             )
         return number
 
-    def costliest(branches: list[list[Access]]) -> list[Access]:
-        return max(branches, key=lambda accesses: sum(a.total for a in accesses))
+    def taken(conditional: Instruction, branches: list[list[Access]]) -> list[Access]:
+        choose = min if conditional.op_name.endswith(idle) else max
+        return choose(
+            branches, key=lambda accesses: sum(a.total + a.instruction.cycles for a in accesses)
+        )
 
-    return _walk(module, module.body(loop), 1, times, costliest)
+    return _walk(module, module.body(loop), 1, times, taken)
 
 
 def traffic(module: Module, *, trips: Mapping[str, int], loop: str | None) -> Traffic:
@@ -458,7 +468,7 @@ def large_writes(module: Module, at_least_bytes: int, *, loop: str | None) -> li
     loop: looks only at the one whose op_name ends so.
     """
 
-    def every(branches: list[list[Access]]) -> list[Access]:
+    def every(_: Instruction, branches: list[list[Access]]) -> list[Access]:
         return [a for accesses in branches for a in accesses]
 
     found = _walk(module, module.body(loop), 1, lambda _: 1, every)
@@ -481,7 +491,7 @@ def _walk(
     computation: str,
     number: int,
     times: Callable[[Instruction], int],
-    choose: Callable[[list[list[Access]]], list[Access]],
+    choose: Callable[[Instruction, list[list[Access]]], list[Access]],
 ) -> list[Access]:
     """What `number` runs of a computation access."""
     found = []
@@ -496,7 +506,7 @@ def _walk(
                 i.called("true_computation"),
                 i.called("false_computation"),
             ]
-            found += choose([_walk(module, name, number, times, choose) for name in names])
+            found += choose(i, [_walk(module, name, number, times, choose) for name in names])
         elif i.opcode == "call":
             found += _walk(module, i.called("to_apply"), number, times, choose)
         else:

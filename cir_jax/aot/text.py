@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 NOTE = "not measured on hardware"
-_LABEL = f"{NOTE}: compiler's estimate and links' model; ideal: roofline, {NOTE}"
+_LABEL = f"{NOTE}; estimate: the compiler's and a model of the links; ideal: a roofline"
 
 
 def of_report(report: dict[str, Any]) -> str:

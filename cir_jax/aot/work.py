@@ -20,6 +20,8 @@ MICRO_LOOPS = {
     "reference log-probabilities": "old_logprobs",
     "values": "old_values",
 }
+# What a function's name is followed by, on one device or on several.
+_OVER = ("", "/shard_map")
 # Loops of the rollout's program, by the ends of their names.
 _DECODE, _PUT_IN, _COPY = "/decode/while", "/put_in/while", "/copy_prompts/while"
 
@@ -45,7 +47,7 @@ def micro_batches(cfg: Config, name: str, lengths: Lengths) -> int:
 def of_micro_batches(facts: Facts, name: str, number: int) -> Cost:
     """Of a program over so many of them."""
     function = f"jit({MICRO_LOOPS[name]})"
-    trips = {f"{function}{over}/while": number for over in ("", "/shard_map")}
+    trips = {f"{function}{over}/while": number for over in _OVER}
     return cost(_parsed(facts.text), trips=trips, loop=None)
 
 
@@ -85,8 +87,9 @@ def _of_loop(cfg: Config, facts: Facts, loop: str, trips: Mapping[str, int], blo
     inner = {loop + end: number for end, number in trips.items()}
     # Attention's blocks; and restricted sampling, which a run without it never enters.
     inner |= {f"{loop}{layers}/body/closed_call/while": blocks}
-    inner |= {"/sample/shard_map/while": 0, "/sample/while": 0}
-    return cost(_parsed(facts.text), trips=inner, loop=loop)
+    inner |= {f"/sample{over}/while": 0 for over in _OVER}
+    idle = tuple(f"/sample{over}/cond" for over in _OVER)
+    return cost(_parsed(facts.text), trips=inner, loop=loop, idle=idle)
 
 
 def decode_bytes(cfg: Config, bucket: int) -> float:

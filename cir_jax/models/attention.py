@@ -103,21 +103,20 @@ def attend_cached(
         scores = jnp.einsum(
             "BKRTH,BKSH->BKRTS", q_BKRTH, k_BKSH, preferred_element_type=jnp.float32
         )
-        at = number * cache.block + jnp.arange(cache.block)
-        seen_BTS = at[None, None, :] <= positions_BT[:, :, None]
+        # Of the scores' shape, for a TPU makes a small array in as long a time as these.
+        at = number * cache.block + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 4)
         scores = scaled(scores * H**-0.5, 0, number)
-        scores = jnp.where(seen_BTS[:, None, None], scores, _UNSEEN)
+        scores = jnp.where(at <= positions_BT[:, None, None, :, None], scores, _UNSEEN)
+        # Each row sees the first position, so that what it does not see weighs nothing.
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.where(seen_BTS[:, None, None], jnp.exp(scores - new_top), 0.0)
+        weights = jnp.exp(scores - new_top)
+        added_total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = scaled(weights, 1, number).astype(v_BKSH.dtype)
+        # Stored: v5p, which has no room for scores in VMEM, would read them twice.
+        weights, added_total = jax.lax.optimization_barrier((weights, added_total))
+        added = jnp.einsum("BKRTS,BKSH->BKRTH", weights, v_BKSH, preferred_element_type=jnp.float32)
         before = jnp.exp(top - new_top)
-        added = jnp.einsum(
-            "BKRTS,BKSH->BKRTH",
-            scaled(weights, 1, number).astype(v_BKSH.dtype),
-            v_BKSH,
-            preferred_element_type=jnp.float32,
-        )
-        total = total * before + jnp.sum(weights, axis=-1, keepdims=True)
-        return new_top, total, sums * before + added
+        return new_top, total * before + added_total, sums * before + added
 
     shape = (B, K, N // K, T)
     start = (

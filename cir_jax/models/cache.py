@@ -13,7 +13,7 @@ from cir_jax.config import ModelConfig
 from cir_jax.mesh import constrain
 
 # Positions that attention reads at a time: it stops after the block of the longest row. Running
-# sums are stored between blocks, so long caches have larger ones, up to a 16th of their length.
+# sums are stored between blocks, so long caches have larger ones, up to an eighth of their length.
 BLOCK, MAX_BLOCK = 128, 512
 AXES = ("layers", "batch", "kv_heads", "length", "head_dim")
 
@@ -62,19 +62,21 @@ class Cache(NamedTuple):
         v_BTKH: Float[Array, "B T K H"],
     ) -> "Cache":
         """Stores keys and values; rows or positions outside the cache are dropped."""
-        # Every axis but the last is indexed, heads too: a slice of heads would have XLA lay the
-        # cache out with heads inside of positions, and copy all of it there and back.
-        heads = jnp.arange(k_BTKH.shape[2])[None, None]
-        at = (layer, rows_BT[:, :, None], heads, positions_BT[:, :, None])
+        # Heads are a slice: as indices, devices that share them would send each other all vectors.
+        at = (rows_BT, slice(None), positions_BT)
+
+        def put(x, at, new):
+            return x.at[at].set(new, mode="drop", wrap_negative_indices=False)
 
         def written(x, new):
             if isinstance(x, Quantized):
                 new = quantize(new)
                 # By layers: where scales fit into a TPU's VMEM, XLA would move all of them there
                 # and back in every layer.
-                scale_BKS = x.scale[layer].at[at[1:]].set(new.scale, mode="drop")
-                return Quantized(written(x.values, new.values), x.scale.at[layer].set(scale_BKS))
-            return x.at[at].set(new.astype(x.dtype), mode="drop")
+                scale_BKS = put(x.scale[layer], at, new.scale)
+                values = put(x.values, (layer, *at), new.values)
+                return Quantized(values, x.scale.at[layer].set(scale_BKS))
+            return put(x, (layer, *at), new.astype(x.dtype))
 
         return Cache(written(self.k_LBKSH, k_BTKH), written(self.v_LBKSH, v_BTKH))
 
@@ -122,7 +124,7 @@ class Cache(NamedTuple):
 
 def _block(length: int) -> int:
     """A power of two, so that lengths rounded up to whole blocks have the same."""
-    shares = length // (16 * BLOCK)
+    shares = length // (8 * BLOCK)
     return min(BLOCK * 2 ** max(0, shares.bit_length() - 1), MAX_BLOCK)
 
 

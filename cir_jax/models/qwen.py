@@ -1,8 +1,9 @@
 """Qwen2.5 and Qwen3 dense decoders, layers stacked on a leading axis and scanned.
 
 Modules declare each parameter with its logical axes; everything outside sees plain nested
-dicts (`layers/attn/q: [L, D, N, H]`). To decode on a CPU, each layer has arrays of its own, with
-a weight's outputs first (`layers/0/attn/q: [N, H, D]`): see `for_decoding`.
+dicts (`layers/attn/q: [L, D, N, H]`). To decode, queries, keys and values are one product
+(`layers/attn/qkv: [L, D, K, (N/K + 2) H]`), and on a CPU each layer has arrays of its own, with a
+weight's outputs first (`layers/0/attn/o: [D, N, H]`): see `for_decoding`.
 Source: Qwen2.5 technical report, arXiv:2412.15115; Qwen3, arXiv:2505.09388.
 """
 
@@ -138,7 +139,7 @@ class _Where(NamedTuple):
 
 
 # Of each weight, the leading axes that are summed over.
-_NUM_IN = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+_NUM_IN = {"q": 1, "k": 1, "v": 1, "qkv": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
 
 class _Projections(nnx.Module):
@@ -203,27 +204,37 @@ def _times_out_first(x: Array, w: Array, num_in: int) -> Array:
 
 
 class Attention(_Projections):
-    def __init__(self, cfg: ModelConfig, key: jax.Array, out_first: bool):
+    """joined: what makes queries, keys and values is one array, by key heads: of each its queries,
+    its key, its value."""
+
+    def __init__(self, cfg: ModelConfig, key: jax.Array, out_first: bool, joined: bool):
         D, N, K, H = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         key_q, key_k, key_v, key_o, *keys = jax.random.split(key, 8)
         super().__init__(cfg, out_first)
-        wide, narrow = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        self.add("q", _normal(key_q, (D, N, H), D, *wide), keys[0])
-        self.add("k", _normal(key_k, (D, K, H), D, *narrow), keys[1])
-        self.add("v", _normal(key_v, (D, K, H), D, *narrow), keys[2])
+        self.joined = joined
+        wide, narrow = ("heads", "head_dim"), ("kv_heads", "head_dim")
+        if joined:
+            group, all_three = (K, (N // K + 2) * H), ("kv_heads", None)
+            self.add("qkv", _normal(key_q, (D, *group), D, "embed", *all_three), keys[0])
+        else:
+            self.add("q", _normal(key_q, (D, N, H), D, "embed", *wide), keys[0])
+            self.add("k", _normal(key_k, (D, K, H), D, "embed", *narrow), keys[1])
+            self.add("v", _normal(key_v, (D, K, H), D, "embed", *narrow), keys[2])
         o = _normal(key_o, (N, H, D), N * H, "heads", "head_dim", "embed")
         self.add("o", o, keys[3])
-        if cfg.qkv_bias:
-            self.q_bias = _zeros((N, H), "heads", "head_dim")
-            self.k_bias = _zeros((K, H), "kv_heads", "head_dim")
-            self.v_bias = _zeros((K, H), "kv_heads", "head_dim")
+        if cfg.qkv_bias and joined:
+            self.qkv_bias = _zeros(group, *all_three)
+        elif cfg.qkv_bias:
+            self.q_bias = _zeros((N, H), *wide)
+            self.k_bias = _zeros((K, H), *narrow)
+            self.v_bias = _zeros((K, H), *narrow)
         if cfg.qk_norm:
             self.q_norm = RMSNorm(H, cfg.norm_eps)
             self.k_norm = RMSNorm(H, cfg.norm_eps)
 
     def __call__(self, x_BTD, where: _Where, cache: Cache | None, layer, backend: str):
         cfg = self.cfg
-        q, k, v = (self.project(name, x_BTD) for name in "qkv")
+        q, k, v = self._queries_keys_values(x_BTD)
         if cfg.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, where.cos, where.sin), rotate(k, where.cos, where.sin)
@@ -234,6 +245,14 @@ class Attention(_Projections):
             cache = cache.write(layer, where.rows_BT, where.positions_BT, k, v)
             out = attention.attend_cached(q, cache, layer, where.rows_B, where.positions_BT)
         return self.project("o", out), cache
+
+    def _queries_keys_values(self, x_BTD):
+        if not self.joined:
+            return (self.project(name, x_BTD) for name in "qkv")
+        N, H = self.cfg.num_heads, self.cfg.head_dim
+        x_BTKG = self.project("qkv", x_BTD)
+        q, k, v = jnp.split(x_BTKG, (x_BTKG.shape[-1] - 2 * H, x_BTKG.shape[-1] - H), axis=-1)
+        return q.reshape(*x_BTD.shape[:2], N, H), k, v
 
 
 class MLP(_Projections):
@@ -254,10 +273,10 @@ class MLP(_Projections):
 
 
 class Block(nnx.Module):
-    def __init__(self, cfg: ModelConfig, key: jax.Array, out_first: bool):
+    def __init__(self, cfg: ModelConfig, key: jax.Array, out_first: bool, joined: bool):
         key_attn, key_mlp = jax.random.split(key)
         self.attn_norm = RMSNorm(cfg.width, cfg.norm_eps)
-        self.attn = Attention(cfg, key_attn, out_first)
+        self.attn = Attention(cfg, key_attn, out_first, joined)
         self.mlp_norm = RMSNorm(cfg.width, cfg.norm_eps)
         self.mlp = MLP(cfg, key_mlp, out_first)
 
@@ -269,18 +288,21 @@ class Block(nnx.Module):
 
 
 class Qwen(nnx.Module):
-    """stacked: the layers' parameters in one tree; or else a list of trees, outputs first."""
+    """stacked: the layers' parameters in one tree; or else a list of trees, outputs first. joined:
+    see `Attention`."""
 
-    def __init__(self, cfg: ModelConfig, key: jax.Array, *, stacked: bool = True):
+    def __init__(
+        self, cfg: ModelConfig, key: jax.Array, *, stacked: bool = True, joined: bool = False
+    ):
         key_embed, key_layers, key_head = jax.random.split(key, 3)
         V, D = cfg.vocab_size, cfg.width
         # The embedding's scale is Qwen's initializer_range, 0.02, not a fan-in.
         self.embed = _normal(key_embed, (V, D), 2500, "vocab", "embed")
         keys = jax.random.split(key_layers, cfg.num_layers)
         if stacked:
-            self.layers = jax.vmap(lambda k: Block(cfg, k, False))(keys)
+            self.layers = jax.vmap(lambda k: Block(cfg, k, False, joined))(keys)
         else:
-            self.layers = nnx.List([Block(cfg, k, True) for k in keys])
+            self.layers = nnx.List([Block(cfg, k, True, joined) for k in keys])
         self.final_norm = RMSNorm(D, cfg.norm_eps)
         if not cfg.tied_embeddings:
             self.head = _normal(key_head, (V, D), D, "vocab", "embed")
@@ -318,9 +340,9 @@ class Qwen(nnx.Module):
 
 
 @functools.lru_cache
-def _graph(cfg: ModelConfig, *, stacked: bool = True, whole: bool = False):
+def _graph(cfg: ModelConfig, *, stacked: bool = True, joined: bool = False, whole: bool = False):
     """whole: no device shares the axis `embed` of a parameter with others."""
-    model = nnx.eval_shape(lambda: Qwen(cfg, jax.random.key(0), stacked=stacked))
+    model = nnx.eval_shape(lambda: Qwen(cfg, jax.random.key(0), stacked=stacked, joined=joined))
     graph, state = nnx.split(model)
     if not whole:
         return graph, state
@@ -333,8 +355,11 @@ def _graph(cfg: ModelConfig, *, stacked: bool = True, whole: bool = False):
     return nnx.split(nnx.merge(graph, jax.tree.map(without_embed, state, is_leaf=is_variable)))
 
 
-def _is_stacked(params: Params) -> bool:
-    return "attn" in params["layers"]
+def _form(params: Params) -> dict[str, bool]:
+    """How the layers lie in a tree: see `Qwen`."""
+    stacked = "attn" in params["layers"]
+    attn = (params["layers"] if stacked else params["layers"][0])["attn"]
+    return {"stacked": stacked, "joined": "qkv" in attn}
 
 
 def init(cfg: ModelConfig, key: jax.Array) -> Params:
@@ -354,8 +379,8 @@ def param_axes(cfg: ModelConfig) -> Params:
 
 def decoding_axes(params: Params, cfg: ModelConfig) -> Params:
     """The same of parameters that `for_decoding` made: rows are shared, no parameter over them."""
-    stacked = _is_stacked(params)
-    return _axes(_graph(cfg, stacked=stacked, whole=True)[1], stacked)
+    form = _form(params)
+    return _axes(_graph(cfg, **form, whole=True)[1], form["stacked"])
 
 
 def _axes(state: Any, stacked: bool) -> Params:
@@ -409,7 +434,7 @@ def forward_cached(
     rows_B: the cache's rows that the B rows of tokens belong to; None: all, in order.
     A token whose position or row lies outside the cache is padding: nothing is stored for it.
     """
-    graph, _ = _graph(cfg, stacked=_is_stacked(params), whole=True)
+    graph, _ = _graph(cfg, **_form(params), whole=True)
     model = nnx.merge(graph, nnx.State(params))
     B, T = ids_BT.shape
     rows = jnp.arange(B) if rows_B is None else rows_B
@@ -424,7 +449,8 @@ def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, 
     """Parameters in the type that decoding computes in, adapters merged, and their model.
 
     The norms' scales stay float32, as they are used in training. Devices share them by heads,
-    MLP and vocabulary alone, not by rows. On a CPU each layer has arrays of its own, since to take
+    MLP and vocabulary alone, not by rows. Queries, keys and values are one product, as small ones
+    take longer than their bytes. On a CPU each layer has arrays of its own, since to take
     a layer out of a stack would copy it at every step, and outputs first, as products with few
     columns are fast there.
     """
@@ -442,9 +468,23 @@ def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, 
     # First with the rows' devices sharing them: from a mesh without `tensor` right to the last
     # layout, XLA would gather all of a parameter everywhere.
     params = laid_out(param_axes(cfg), params)
+    params = params | {"layers": _with_joined(params["layers"])}
     if meshes.platform() == "cpu":
         params = params | {"layers": _listed(params["layers"], cfg.num_layers)}
     return laid_out(decoding_axes(params, cfg), params), cfg
+
+
+def _with_joined(stack: Params) -> Params:
+    """Of each key head its queries' part, its key's and its value's."""
+
+    def joined(q, k, v):
+        return jnp.concatenate([q.reshape(*k.shape[:-1], -1), k, v], axis=-1)
+
+    attn = dict(stack["attn"])
+    for end in ("", "_bias"):
+        if "q" + end in attn:
+            attn["qkv" + end] = joined(*(attn.pop(name + end) for name in "qkv"))
+    return stack | {"attn": attn}
 
 
 def _listed(stack: Params, num_layers: int) -> dict[int, Params]:
