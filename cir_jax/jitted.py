@@ -50,7 +50,8 @@ def device_bytes(tree: Any) -> int:
     """Of what one device holds of such arrays, with the padding of a TPU's tiles."""
 
     def one(x: jax.ShapeDtypeStruct) -> int:
-        shape = list(x.sharding.shard_shape(x.shape)) if x.sharding else list(x.shape)
+        shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+        shape = [n for n in shape if n > 1]  # axes of one are put before the tiles
         rows = 8 * max(1, 4 // x.dtype.itemsize)
         for at, tile in ((-1, 128), (-2, rows)):
             if len(shape) >= -at and len(shape) > 1:

@@ -36,8 +36,9 @@ def facts(cfg: Config) -> dict[str, str]:
     found |= {f"version of {name}": _version(name) for name in _PACKAGES}
     package = Path(configs.__file__).parent.parent
     found["code of cir_jax"] = digest(package.rglob("*.py"), package)
+    # By key alone: those that come with the package lie where each host has it.
     found |= {
-        f"files of {key}={value!r}": digest(_files(value), Path(value).parent)
+        f"files of {key}": digest(_files(value), Path(value).parent)
         for key, value in _named_files(cfg)
     }
     return found | {f"environment's {name}": os.environ.get(name, "") for name in _VARIABLES}
@@ -75,9 +76,12 @@ def _named_files(cfg: Config) -> list[tuple[str, str]]:
     """Keys of inputs, with what they name: data, tokenizer, weights."""
     keys = [("tokenizer", cfg.tokenizer), ("sft.weights", cfg.sft.weights)]
     keys += [("data.curriculum", cfg.data.curriculum)]
-    keys += [("sft.data", name) for name in cfg.sft.data]
-    keys += [("data.files", name) for name in cfg.data.files]
-    keys += [("data.eval_files", name) for name in cfg.data.eval_files]
+    for key, names in (
+        ("sft.data", cfg.sft.data),
+        ("data.files", cfg.data.files),
+        ("data.eval_files", cfg.data.eval_files),
+    ):
+        keys += [(f"{key}[{i}]", name) for i, name in enumerate(names)]
     return [(key, str(configs.asset_dir(value))) for key, value in keys if value]
 
 
