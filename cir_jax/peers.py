@@ -187,7 +187,8 @@ class Peers:
         self._mark = ("starting", False, time.monotonic())
         self._marks: dict[int, tuple[Mark, float]] = {}
         self._table: dict[int, Mark] = {}
-        self._leaving = self._failing = False
+        # _parting: on process 0, all leave, and some may be gone before it has told all.
+        self._parting = self._leaving = self._failing = False
         self._ended = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
@@ -333,7 +334,7 @@ class Peers:
 
     def _lose(self, connection: _Connection) -> None:
         index = connection.index
-        if index is None or self._connections.get(index) is not connection:
+        if index is None or self._connections.get(index) is not connection or self._parting:
             return
         if self._welcome is None:
             with self._news:  # it may come again
@@ -433,6 +434,7 @@ class Peers:
             self._end_all(f"the processes have come apart: {at}", exits.DIFFERENT)
             return
         answer = [values[i][1] for i in range(self.count)]
+        self._parting = self._parting or name == _LEAVE
         for connection in self._connections.values():
             connection.send({"turn": turn, "name": name, "values": answer})
         self._answer(turn, name, answer)

@@ -97,6 +97,27 @@ def test_they_meet_agree_and_leave():
     assert not any(p._thread.is_alive() for p in group.peers)
 
 
+def test_a_process_that_is_told_late_that_all_leave_does_not_miss_those_who_left():
+    """Process 0 comes last, and goes on only when the other has closed its connection."""
+    group = joined(2)
+    first, other = group.peers
+    answer = first._answer
+
+    def late(*args):
+        other._thread.join(10)
+        time.sleep(0.2)
+        answer(*args)
+
+    first._answer = late
+    leaving = threading.Thread(target=other.leave, daemon=True)
+    leaving.start()
+    while not first._values:
+        time.sleep(0.01)
+    first.leave()
+    leaving.join(10)
+    assert group.codes == {} and group.said == [[], []]
+
+
 def test_an_exchange_takes_less_than_a_millisecond():
     group = joined(2)
     start = time.perf_counter()
