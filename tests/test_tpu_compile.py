@@ -197,7 +197,7 @@ def test_fewer_devices_than_heads():
 @slow
 def test_weights_for_decoding_are_cast_before_they_travel():
     facts = compiled("v5e16", "weights")
-    assert facts.peak_bytes / GIB <= 9.5
+    assert facts.peak_bytes / GIB <= 9.9
     moved = work.whole(facts)
     assert all("f32" not in c.dtypes for c in moved.collectives if c.bytes > 2**24)
     assert moved.links_s(topology("v5e:4x4"), blocking=True) <= 0.15
@@ -257,9 +257,9 @@ def test_a_small_run_is_fitted_to_a_chip(capsys):
 
 @slow
 def test_a_large_run_is_fitted_to_a_slice():
-    """On 16 chips of v5e beside float32 Adam: one row of a device, everything computed again, and
+    """On 16 chips of v5e beside float32 Adam: two rows of a device, everything computed again, and
     fewer than 512 slots but more than 256."""
     cfg, where = load("v5e16", "rollout.slots=128"), topology("v5e:4x4")
     fitted = fit.fitted(cfg, where, lengths.default(cfg, None, None), print)
-    assert (fitted.compute.remat, fitted.rl.micro_rows) == ("full", 16)
+    assert (fitted.compute.remat, fitted.rl.micro_rows) == ("full", 32)
     assert 256 < fitted.rollout.slots < 512
