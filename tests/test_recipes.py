@@ -113,7 +113,7 @@ def one_device_and_sandbox():
         # One for all: its start takes seconds.
         with store.open_store(SandboxConfig(num_workers=1), None) as opened:
             shared = contextlib.nullcontext(opened)
-            patch.setattr(rollouts, "open_store", lambda cfg, record_dir: shared)
+            patch.setattr(rollouts, "open_store", lambda cfg, record_dir, process: shared)
             yield
 
 
