@@ -136,6 +136,7 @@ def test_weights_are_gathered_in_bfloat16_and_never_summed_whole(program):
         pytest.param("v6e16", 512, 12.6, 1.05, 3400, (), marks=slow),
         # v5p writes scores and states to HBM; attention's share of the bytes grows with the rows.
         pytest.param("v5p8", 64, 8.1, 1.15, 2200, (), marks=slow),
+        pytest.param("v5p8", 256, 21.5, 1.25, 4200, (), marks=slow),
         pytest.param("v5p16", 512, 21.5, 1.25, 4200, (), marks=slow),
         # Scales are stored by layers.
         pytest.param("v5e16", 512, 8.6, 1.1, 1700, ("rollout.cache_dtype=int8",), marks=slow),
@@ -197,7 +198,7 @@ def test_fewer_devices_than_heads():
 @slow
 def test_weights_for_decoding_are_cast_before_they_travel():
     facts = compiled("v5e16", "weights")
-    assert facts.peak_bytes / GIB <= 9.9
+    assert facts.peak_bytes / GIB <= 9.5
     moved = work.whole(facts)
     assert all("f32" not in c.dtypes for c in moved.collectives if c.bytes > 2**24)
     assert moved.links_s(topology("v5e:4x4"), blocking=True) <= 0.15

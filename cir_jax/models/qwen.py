@@ -468,6 +468,8 @@ def for_decoding(params: Params, cfg: ModelConfig, dtype: str) -> tuple[Params, 
     # First with the rows' devices sharing them: from a mesh without `tensor` right to the last
     # layout, XLA would gather all of a parameter everywhere.
     params = laid_out(param_axes(cfg), params)
+    # Then as they will lie: what is joined there stays where it is.
+    params = laid_out(decoding_axes(params, cfg), params)
     params = params | {"layers": _with_joined(params["layers"])}
     if meshes.platform() == "cpu":
         params = params | {"layers": _listed(params["layers"], cfg.num_layers)}
