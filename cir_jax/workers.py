@@ -90,7 +90,8 @@ class _Job:
     message: bytes
     timeout_s: float
     future: Future
-    attempt: int = 0
+    lost: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Attempts that came to nothing, by reason."""
     files: list[int] = dataclasses.field(default_factory=list)
     """Memory files of this attempt: data (if any), then the outputs."""
 
@@ -134,7 +135,9 @@ class WorkerPool(Generic[Result]):
         files; raises ValueError if the reply is malformed, TryAgain if another attempt is due.
       failure: the result of a job whose workers died, or that ran out of time.
       num_outputs: memory files that a worker gets to write into with each job.
-      retry_timeouts: whether a job out of time gets a second worker, like one whose worker died.
+      workers_keep_time: whether the workers themselves end jobs that are out of time. Then one that
+        does not answer hangs, for which its job is not to blame: that gets another worker, and the
+        idle ones, which may hang, too, are replaced.
       num_spares: ready workers kept besides, so that a kill costs no start-up time.
       max_jobs_per_worker: a worker is replaced after so many.
       start_timeout_s: limit for a worker to become ready.
@@ -147,7 +150,8 @@ class WorkerPool(Generic[Result]):
     # not let them. Later ones may have been killed from outside, or resources be short for a while:
     # with the pauses in between, 20 take over two minutes.
     _MAX_FIRST_FAILURES, _MAX_FAILURES = 3, 20
-    _NUM_ATTEMPTS = 2
+    # Of a job. Hardly any can end its worker, and what ends workers may go on for a while.
+    _MAX_RETRIES = {"died": 3, "timeout": 1, "again": 1}
 
     def __init__(
         self,
@@ -160,7 +164,7 @@ class WorkerPool(Generic[Result]):
         decode: Callable[[dict, dict, Sequence[int]], Result],
         failure: Callable[[dict, FailureReason], Result],
         num_outputs: int = 0,
-        retry_timeouts: bool = False,
+        workers_keep_time: bool = False,
         num_spares: int = 1,
         max_jobs_per_worker: int = 5000,
         start_timeout_s: float = 120.0,
@@ -183,7 +187,7 @@ class WorkerPool(Generic[Result]):
         self._timeout_s, self._grace_s = timeout_s, grace_s
         self._decode, self._failure = decode, failure
         self._num_outputs = num_outputs
-        self._retry_timeouts = retry_timeouts
+        self._workers_keep_time = workers_keep_time
         self._max_jobs_per_worker = max_jobs_per_worker
         self._start_timeout_s = start_timeout_s
 
@@ -445,11 +449,10 @@ class WorkerPool(Generic[Result]):
         try:
             result = self._decode(job.job, message["reply"], outputs)
         except TryAgain as error:
-            result, again = error.result, job.attempt + 1 < self._NUM_ATTEMPTS
+            result, again = error.result, self._may_retry(job, "again")
         worker.job = None
         worker.num_jobs += 1
         if again:
-            job.attempt += 1
             self._count("retries")
             self._put_back(job)
         else:
@@ -474,15 +477,23 @@ class WorkerPool(Generic[Result]):
             self._fail(self._starts, why)
         if job is None:
             return
-        job.attempt += 1
+        retry = True
         if reason == "timeout":
             self._count("timeouts")
-        retry = reason == "died" or self._retry_timeouts
-        if retry and job.attempt < self._NUM_ATTEMPTS and not self._broken:
+            retry = self._workers_keep_time
+            if retry:
+                for other in [w for w in self._workers if w.info is not None and w.job is None]:
+                    self._lose(other, "timeout")
+        if retry and not self._broken and self._may_retry(job, reason):
             self._count("retries")
             self._put_back(job)
         else:
             self._answer(job, self._failure(job.job, reason))
+
+    def _may_retry(self, job: _Job, reason: str) -> bool:
+        """After an attempt that came to nothing."""
+        job.lost[reason] += 1
+        return job.lost[reason] <= self._MAX_RETRIES[reason]
 
     def _put_back(self, job: _Job) -> None:
         job.close_files()

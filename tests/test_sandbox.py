@@ -323,9 +323,9 @@ def main(argv):
         (3, "ok", 1),
         (4, "timeout", 0),
         (5, "timeout", 0),
-        (6, "crashed", 1),  # not to be believed, twice: like a lost worker
-        (7, "crashed", 1),
-        (8, "crashed", 1),
+        (6, "crashed", 3),  # not to be believed: like a lost worker
+        (7, "crashed", 3),
+        (8, "crashed", 3),
     ],
 )
 def test_second_attempts(tmp_path, monkeypatch, seed, status, retries):

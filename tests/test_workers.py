@@ -30,6 +30,8 @@ def handle(job):
     if kind == "exit_once" and not os.path.exists(job["marker"]):
         open(job["marker"], "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     if kind == "hang":
         time.sleep(1000)
     if kind == "sleep":
@@ -122,14 +124,14 @@ def test_message_larger_than_the_socket_holds(make_pool):
     assert run(pool, "echo", text)[0] == text
 
 
-def test_dead_worker_is_retried_once_on_another(make_pool, tmp_path):
+def test_job_of_a_dead_worker_goes_to_another(make_pool, tmp_path):
     pool = make_pool()
     assert run(pool, "exit_once", marker=str(tmp_path / "marker"))[0] == "exit_once"
     stats = pool.stats()
     assert (stats["retries"], stats["restarts"]) == (1, 1)
     assert run(pool, "exit") == ("failed", "died")
     stats = pool.stats()
-    assert (stats["retries"], stats["restarts"], stats["jobs"]) == (2, 3, 2)
+    assert (stats["retries"], stats["restarts"], stats["jobs"]) == (4, 5, 2)
 
 
 @pytest.mark.parametrize("kind", ["bad_value", "wrong_id", "not_json", "too_long"])
@@ -220,11 +222,38 @@ def test_job_out_of_time_is_killed_and_holds_nothing_up(make_pool):
 
 
 def test_retry_of_timeouts_and_own_limit_of_a_job(make_pool):
-    pool = make_pool(retry_timeouts=True)
+    pool = make_pool(workers_keep_time=True)
     assert run(pool, "hang") == ("failed", "timeout")
     assert pool.stats()["timeouts"] == 2 and pool.stats()["retries"] == 1
     slow = {"kind": "sleep", "value": 0.8}
     assert pool.submit(slow, timeout_s=20).result(30)[0] == "sleep"
+
+
+@pytest.mark.parametrize("greeting", ["hello", "copied"])
+def test_all_workers_hang(make_pool, monkeypatch, greeting):
+    """Those with a job and the idle one, and what they are copied from: no job is to blame."""
+    monkeypatch.setattr("cir_jax.starting._COPY_TIMEOUT_S", 0.5)
+    pool = make_pool(greeting, copied=greeting == "copied", workers_keep_time=True, timeout_s=1)
+    pool.wait_until_ready()
+    futures = [pool.submit({"kind": "sleep", "value": 0.3}) for _ in range(4)]
+    time.sleep(0.1)
+    for pid in descendants(os.getpid()):
+        os.kill(pid, signal.SIGSTOP)
+    assert [future.result(30)[0] for future in futures] == ["sleep"] * 4
+    assert pool.stats()["timeouts"] == 2
+
+
+def test_a_job_outlives_three_of_its_workers(make_pool):
+    pool = make_pool(timeout_s=20, num_workers=1, num_spares=0)
+    future = pool.submit({"kind": "sleep", "value": 1})
+    for num_retries in range(3):
+        pool.wait_until_ready()
+        os.kill(*pool.stats()["pids"], signal.SIGKILL)
+        while pool.stats()["retries"] == num_retries:
+            time.sleep(0.01)
+    assert future.result(30)[0] == "sleep"
+    assert run(pool, "kill") == ("failed", "died")
+    assert pool.stats()["retries"] == 3 + 3
 
 
 def test_killed_from_outside_in_mid_job(make_pool):

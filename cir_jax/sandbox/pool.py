@@ -98,7 +98,7 @@ class Sandbox:
             decode=self._decode,
             failure=_failure,
             num_outputs=2,
-            retry_timeouts=True,
+            workers_keep_time=True,
             env=ENVIRONMENT,
             interpreter=interpreter,
             copied=True,
@@ -240,6 +240,6 @@ def _count_oom_kills() -> int:
 
 
 def _failure(job: dict, reason: FailureReason) -> ExecResult:
-    """Two workers were lost with this program: that is the program's doing."""
+    """Worker after worker was lost with this program: that is the program's doing."""
     status = "timeout" if reason == "timeout" else "crashed"
     return ExecResult(status, error=ERROR_TEXTS[status])
