@@ -59,3 +59,12 @@ def test_mixed_load_is_the_stated_mix():
     assert sum(text.startswith("NameError") for _, text in pairs) == 3
     assert sum("sympy" in code for code, _ in pairs) == 30
     assert pairs == programs.mixed(100, seed=0) != programs.mixed(100, seed=1)
+
+
+def test_symbolic_programs_print_what_is_expected(capsys):
+    pairs = [(code, text) for code, text in programs.mixed(200, seed=2) if "sympy" in code]
+    # One of each of the tasks at least.
+    assert len({"".join(c for c in code if not c.isdigit()) for code, _ in pairs}) >= 12
+    for code, text in pairs:
+        exec(code, {})
+        assert capsys.readouterr().out.strip() == text, code
