@@ -20,6 +20,7 @@ DIFFERENT = 78
 """The processes of a run differ in what has to be equal. BSD's EX_CONFIG."""
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+HUNG_UP = 128 + signal.SIGHUP
 
 
 class RunError(Exception):

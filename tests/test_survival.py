@@ -272,16 +272,32 @@ def test_watchdog_ends_a_process_that_hangs():
 # --- signals
 
 
-def test_sigterm_ends_what_may_be_dropped_and_ctrl_c_waits():
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_what_may_be_dropped_ends_at_once(signum):
     stopper = Stopper(lambda text: None, lambda: None)
     with stopper.listening():
         with pytest.raises(Interrupted) as error, stopper.droppable():
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
             time.sleep(5)
-        assert error.value.signum == signal.SIGTERM
+        assert error.value.signum == signum
         # Asked already: nothing that may be dropped is begun.
         with pytest.raises(Interrupted), stopper.droppable():
             raise AssertionError
+
+
+def test_nohup_counts():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stopper = Stopper(lambda text: None, lambda: None)
+        with stopper.listening(), stopper.droppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+        assert not stopper.signum
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_sigterm_and_ctrl_c_outside_of_what_may_be_dropped():
     stopper = Stopper(lambda text: None, lambda: None)
     with stopper.listening(), stopper.droppable():
         os.kill(os.getpid(), signal.SIGINT)
@@ -290,6 +306,30 @@ def test_sigterm_ends_what_may_be_dropped_and_ctrl_c_waits():
     with stopper.listening():
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopper.signum == signal.SIGTERM
+
+
+def test_a_job_outlasts_whoever_reads_its_output():
+    code = (
+        "import sys\nfrom cir_jax.train.display import Display\n"
+        "display = Display()\ndisplay.note('begins')\nsys.stdin.readline()\n"
+        "for stream in (sys.stdout, sys.stderr):\n"
+        "    for _ in range(2):\n        print('lost', file=stream)\n"
+        "display.note('lost')\ndisplay.begin('RL', 2)\ndisplay.step(2, {'reward': 1.0})\n"
+        "open(sys.argv[1], 'w').write('went on')\n"
+    )
+    reader, writer = os.pipe()
+    with tempfile.NamedTemporaryFile("r") as file:
+        job = subprocess.Popen(
+            [sys.executable, "-c", code, file.name],
+            stdin=subprocess.PIPE,
+            stdout=writer,
+            stderr=writer,
+        )
+        os.close(writer)
+        assert os.read(reader, 100) == b"begins\n"
+        os.close(reader)
+        job.communicate(b"\n", timeout=60)
+        assert job.returncode == 0 and file.read() == "went on"
 
 
 # --- where two runs differ

@@ -165,9 +165,12 @@ def terminate(bench: Bench) -> Outcome:
     return out
 
 
-def interrupt(bench: Bench) -> Outcome:
-    ended, run_dir = _after_steps(bench, 3, lambda job: job.signal(signal.SIGINT))
-    return _goes_on(bench, ended, run_dir, exits.INTERRUPTED, saves_lost=0)
+def _asked_by(signum: int, code: int) -> Callable[[Bench], Outcome]:
+    def try_it(bench: Bench) -> Outcome:
+        ended, run_dir = _after_steps(bench, 3, lambda job: job.signal(signum))
+        return _goes_on(bench, ended, run_dir, code, saves_lost=0)
+
+    return try_it
 
 
 def _damaged(damage: Callable[[Path], None]) -> Callable[[Bench], Outcome]:
@@ -328,7 +331,17 @@ FAULTS = (
     Fault("slow tool", f"0, {_SAME}", _injected("slow_tool")),
     Fault("clock jumps", f"0, {_SAME}", _injected("clock_jumps")),
     Fault("SIGTERM", f"{exits.TERMINATED}, no step lost; resumed: {_SAME}", terminate),
-    Fault("Ctrl-C", f"{exits.INTERRUPTED}, no step lost; resumed: {_SAME}", interrupt),
+    Fault(
+        "Ctrl-C",
+        f"{exits.INTERRUPTED}, no step lost; resumed: {_SAME}",
+        _asked_by(signal.SIGINT, exits.INTERRUPTED),
+    ),
+    Fault(
+        "lost connection (SIGHUP)",
+        f"{exits.HUNG_UP}, no step lost; resumed: {_SAME}",
+        _asked_by(signal.SIGHUP, exits.HUNG_UP),
+    ),
+    Fault("nobody reads its output", f"0, {_SAME}", _injected("no_reader")),
     Fault("truncated checkpoint", _BEFORE, _damaged(truncate)),
     Fault("flipped bit in a checkpoint", _BEFORE, _damaged(flip_bit)),
     Fault("empty checkpoint", _BEFORE, _damaged(empty)),

@@ -32,6 +32,14 @@ def clock_jumps() -> None:
     time.time_ns = lambda: now_ns() + shift_s() * 10**9
 
 
+def no_reader() -> None:
+    """Whatever reads its output, such as `tee`, has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for fd in (1, 2):
+        os.dup2(writer, fd)
+
+
 def slow_tool() -> None:
     """Each program's result comes half a second late."""
     from cir_jax.sandbox.pool import Sandbox
@@ -139,6 +147,7 @@ def of_process_1(fault: Callable[[], None]) -> Callable[[], None]:
 FAULTS: dict[str, Callable[[], None]] = {
     "none": lambda: None,
     "clock_jumps": clock_jumps,
+    "no_reader": no_reader,
     "slow_tool": slow_tool,
     "store_fails_twice": lambda: failing_store(2),
     "store_fails": lambda: failing_store(10**6),

@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cir_jax.output import outlast_readers
+
 # Without a terminal: seconds between two lines of a phase.
 _LINE_EVERY_S = 10.0
 
@@ -23,10 +25,13 @@ _COLUMNS = {
 class Display:
     """Phase, step, figures of the step and time left.
 
+    A job that has one goes on when nobody can see it any more.
+
     quiet: prints nothing, on all processes of a run but one.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        outlast_readers()
         self.console = console or Console(soft_wrap=True, quiet=quiet)
         self._live: Progress | None = None
         self._task = None

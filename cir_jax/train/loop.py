@@ -128,7 +128,7 @@ class Run:
     def droppable(
         self, state: TrainState, phase: str, step: int, critic: TrainState | None = None
     ) -> Iterator[None]:
-        """What changes no state: SIGTERM ends it in the middle, with the state saved."""
+        """What changes no state: SIGTERM, SIGHUP end it in the middle, with the state saved."""
         try:
             with self.stopper.droppable():
                 yield

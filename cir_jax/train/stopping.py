@@ -1,8 +1,9 @@
-"""What Ctrl-C and SIGTERM do: Ctrl-C ends a run after its step, SIGTERM as soon as can be.
+"""What signals do: Ctrl-C ends a run after its step, SIGTERM and SIGHUP as soon as can be.
 
-A machine that is about to be taken away sends SIGTERM, and may not wait for a step. Between two
-updates the parameters are those of the last one: rollouts under way are dropped, and sampled anew,
-the same to the bit, when the run goes on.
+A machine that is about to be taken away sends SIGTERM, and may not wait for a step; a terminal that
+is closed, or a connection that is lost, SIGHUP (which nohup has ignored). Between two updates the
+parameters are those of the last one: rollouts under way are dropped, and sampled anew, the same to
+the bit, when the run goes on.
 
 Of several processes any may get the signal. All drop a rollout at the same segment, whose report
 says so, and look at each other where a step ends.
@@ -17,6 +18,8 @@ from cir_jax import exits, hosts
 from cir_jax.config import ConfigError
 from cir_jax.exits import Interrupted, RunError
 from cir_jax.sandbox.errors import SandboxError
+
+_AT_ONCE = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopper:
@@ -40,7 +43,8 @@ class Stopper:
     def listening(self) -> Iterator[None]:
         """Signal handlers are these meanwhile."""
         hosts.want_to_drop(False)
-        before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        kept = [s for s in _AT_ONCE if signal.getsignal(s) != signal.SIG_IGN]
+        before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, *kept)}
         try:
             yield
         finally:
@@ -49,9 +53,10 @@ class Stopper:
 
     @contextlib.contextmanager
     def droppable(self) -> Iterator[None]:
-        """SIGTERM raises Interrupted in here, in the middle: nothing that counts is changed."""
-        if self.agreed() == signal.SIGTERM:
-            raise Interrupted(signal.SIGTERM)
+        """What is not to wait for a step raises Interrupted in here, in the middle: nothing that
+        counts is changed."""
+        if (asked := self.agreed()) in _AT_ONCE:
+            raise Interrupted(asked)
         self._may_drop = True
         try:
             with hosts.droppable():
@@ -66,8 +71,8 @@ class Stopper:
             self._end()
             os._exit(128 + signum)
         self.signum = signum
-        if signum == signal.SIGTERM:
-            self._note("SIGTERM: saving, then ending")
+        if signum in _AT_ONCE:
+            self._note(f"{signal.Signals(signum).name}: saving, then ending")
             hosts.want_to_drop(True)
             if self._may_drop and hosts.count() == 1:
                 raise Interrupted(signum)
