@@ -223,9 +223,13 @@ def test_gate_on_steps_without_an_update():
     skipped = FINE | {"skipped": 1.0}
     for figures in (skipped, FINE | {"skipped": 0.5}, skipped):
         gates.check(1, figures, "")
+        assert gates.in_doubt == (figures is skipped)  # then the step is not saved
     assert any("50% of the updates" in note for note in notes)
     with pytest.raises(RunError, match="RL step 4: 2 steps in a row"):
         gates.check(4, skipped, "")
+    goes_on = Gates(GatesConfig(skipped_steps=2, on_skipped="warn"), notes.append)
+    goes_on.check(1, skipped, "")
+    assert not goes_on.in_doubt
 
 
 def test_parameters_that_are_not_finite_end_the_run():

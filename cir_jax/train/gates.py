@@ -19,6 +19,12 @@ class Gates:
         self._num_warnings: dict[str, int] = {}
         self._num_skipped = 0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether steps without an update may yet turn out to be the run's end: what is saved of
+        them would go on without what they should have learnt."""
+        return self._num_skipped > 0 and self._cfg.on_skipped == "stop"
+
     def check(self, step: int, figures: dict[str, float], unsound: str) -> None:
         """unsound: name of a parameter with a number that is not finite; "" if there is none.
 

@@ -114,12 +114,18 @@ class Run:
         self.saved = (phase, step)
 
     def save_if_due(
-        self, state: TrainState, phase: str, step: int, critic: TrainState | None = None
+        self,
+        state: TrainState,
+        phase: str,
+        step: int,
+        critic: TrainState | None = None,
+        *,
+        only_if_asked: bool = False,
     ) -> None:
         """Saves every so many steps, and when asked to stop (then raises Interrupted)."""
         self.checkpoints.check()
         asked = self.stopper.agreed()
-        if step % self.cfg.checkpoint.every == 0 or asked:
+        if asked or (step % self.cfg.checkpoint.every == 0 and not only_if_asked):
             self.save(state, phase, step, critic, wait=bool(asked))
         if asked:
             raise Interrupted(asked)
@@ -451,7 +457,7 @@ def reinforce(
         except Paused as why:
             run.save(models.policy, "rl", step + 1, models.critic, wait=True)
             raise RunError(f"{why}; paused: resume=true goes on after it", exits.GATE) from None
-        run.save_if_due(models.policy, "rl", step + 1, models.critic)
+        run.save_if_due(models.policy, "rl", step + 1, models.critic, only_if_asked=gates.in_doubt)
     run.watchdog.end()
     return models
 
