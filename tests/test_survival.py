@@ -121,7 +121,7 @@ def test_files_are_cut_never_stretched(tmp_path):
     sizes = writer.sizes()
     writer.write("rl", 3, {"reward": 0.5}, {})
     longer = (tmp_path / metrics.METRICS).read_bytes()
-    assert resume.shorter(tmp_path, sizes) == ""
+    assert resume.shorter(tmp_path, sizes) == resume.missing(tmp_path, sizes) == ""
     writer.truncate(sizes)
     writer.write("rl", 3, {"reward": 0.5}, {})
     # The chain goes on as if nothing had been cut.
@@ -130,6 +130,7 @@ def test_files_are_cut_never_stretched(tmp_path):
     assert "metrics.jsonl has 10 bytes, and had" in resume.shorter(tmp_path, sizes)
     (tmp_path / metrics.METRICS).unlink()
     assert resume.shorter(tmp_path, sizes) == ""
+    assert "begun anew: metrics.jsonl" in resume.missing(tmp_path, sizes)
 
 
 def test_chain_sees_a_changed_line(tmp_path):

@@ -502,6 +502,8 @@ def restore(run: Run) -> tuple[TrainState | None, TrainState | None, Place]:
         state, critic, record = restored
         place = record.place
         run.display.note(f"resuming after {place.phase} step {place.step}")
+        if begun_anew := resume.missing(run.dir, place.file_sizes):
+            run.display.note(begun_anew)
         run.saved = (place.phase, place.step)
     hosts.check_same(checkpoint=f"{place.phase} step {place.step}")
     # Of another number of processes then, records may be left that none of these has open.

@@ -70,10 +70,17 @@ def check_keys(cfg: Config) -> None:
         raise ConfigError(f"resume_step={cfg.resume_step}: only with resume=true")
 
 
+def missing(run_dir: Path, sizes: Mapping[str, int]) -> str:
+    """Which of a run's growing files are not there, though they were at a checkpoint, in words: a
+    run may go on on another machine."""
+    names = [name for name, size in sizes.items() if size and not (run_dir / name).exists()]
+    return f"not in {run_dir}, and begun anew: {', '.join(names)}" if names else ""
+
+
 def shorter(run_dir: Path, sizes: Mapping[str, int]) -> str:
     """Which of a run's growing files are shorter than they were at a checkpoint, in words.
 
-    One that is not there at all does not count: a run may go on on another machine.
+    One that is not there at all does not count (see `missing`).
     """
     found = {name: (run_dir / name).stat().st_size for name in sizes if (run_dir / name).exists()}
     return "; ".join(
