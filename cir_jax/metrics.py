@@ -198,6 +198,12 @@ def read(run_dir: Path, name: str = METRICS) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
+def num_steps(run_dir: Path) -> int:
+    """RL steps in a run's metrics; the last line may be unfinished."""
+    path = run_dir / METRICS
+    return path.read_bytes().count(b'{"kind": "rl"') if path.exists() else 0
+
+
 def plain(metrics: dict[str, Any]) -> dict[str, float]:
     """Device scalars as Python floats."""
     return {k: float(np.asarray(v)) for k, v in metrics.items()}

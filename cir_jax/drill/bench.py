@@ -91,7 +91,7 @@ class Job:
 
     @property
     def num_steps(self) -> int:
-        return num_steps(self.run_dir)
+        return metrics.num_steps(self.run_dir)
 
     def until(self, condition: Callable[[], bool]) -> bool:
         """Waits for it; False if the job ends before."""
@@ -211,14 +211,6 @@ def _place(address: str, num_processes: int, index: int) -> dict[str, str]:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
-
-
-def num_steps(run_dir: Path) -> int:
-    """RL steps in a run's metrics."""
-    path = run_dir / metrics.METRICS
-    if not path.exists():
-        return 0
-    return path.read_bytes().count(b'{"kind": "rl"')
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cir_jax import exits
+from cir_jax import exits, metrics
 from cir_jax.drill import bench as benches
 from cir_jax.drill.bench import Bench, Ended
 
@@ -87,7 +87,7 @@ def kill(bench: Bench) -> Outcome:
     last save may be under way."""
     run_dir, codes, seen = bench.new_dir(), [], []
     for left in range(bench.num_kills, 0, -1):
-        steps = benches.num_steps(run_dir)
+        steps = metrics.num_steps(run_dir)
         job = bench.start(run_dir)
         if random.random() < 0.7:
             stretch = 2 * (bench.num_steps - steps) / (left + 1)
@@ -104,7 +104,7 @@ def kill(bench: Bench) -> Outcome:
         seen.append(str(ended.num_steps))
         if ended.code != KILLED:
             break
-    steps = benches.num_steps(run_dir)
+    steps = metrics.num_steps(run_dir)
     last = bench.run(run_dir)
     lost = steps - (last.resumed or 0)
     killed = f"killed {codes.count(KILLED)} times, after steps {' '.join(seen)}"
@@ -217,6 +217,19 @@ def empty(checkpoint: Path) -> None:
 
 def lose_item(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "state")
+
+
+def store_gone(bench: Bench) -> Outcome:
+    """As a bucket that is not mounted looks."""
+    run_dir = bench.new_dir()
+    bench.run(run_dir)
+    first = (run_dir / metrics.METRICS).read_bytes()
+    shutil.rmtree(run_dir / benches.CHECKPOINTS)
+    second = bench.run(run_dir)
+    out = Outcome(run_dir, "refused to begin anew", [second.code])
+    if second.code != exits.DATA or (run_dir / metrics.METRICS).read_bytes() != first:
+        out.wrong.append(f"exit code {second.code}: {tail(second)}")
+    return out
 
 
 def none_sound(bench: Bench) -> Outcome:
@@ -347,6 +360,7 @@ FAULTS = (
     Fault("empty checkpoint", _BEFORE, _damaged(empty)),
     Fault("checkpoint without an item", _BEFORE, _damaged(lose_item)),
     Fault("no sound checkpoint", f"{exits.DATA}, nothing is deleted", none_sound),
+    Fault("checkpoints gone", f"{exits.DATA}, nothing is lost", store_gone),
     Fault("disk full", f"{exits.IO}; with space again: {_SAME}", disk_full),
     Fault("read-only disk", f"{exits.IO}; writable again: {_SAME}", read_only),
     Fault("store fails twice", f"0, {_SAME}", _injected("store_fails_twice")),

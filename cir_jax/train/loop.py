@@ -479,7 +479,8 @@ def write_samples(
 def restore(run: Run) -> tuple[TrainState | None, TrainState | None, Place]:
     """State, critic and place of the checkpoint to go on from; lines written after it are dropped.
 
-    Raises ConfigError if the run was made with another config.
+    Raises ConfigError if the run was made with another config, RunError if its checkpoints are
+    damaged or gone.
     """
     cfg = run.cfg
 
@@ -492,6 +493,7 @@ def restore(run: Run) -> tuple[TrainState | None, TrainState | None, Place]:
         cfg, run.checkpoints, run.mesh, with_critic=True, accept=accept, step=cfg.resume_step
     )
     if restored is None:
+        resume.check_may_begin(cfg, run.dir)
         if configs.holds_run(run.dir):
             saved = configs.to_tree(configs.load_run(run.dir))
             resume.check_config(cfg, saved, Place("start", 0))

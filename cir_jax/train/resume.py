@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax import config as configs
-from cir_jax import hosts, metrics
+from cir_jax import exits, hosts, metrics
 from cir_jax.config import CheckpointConfig, Config, ConfigError, OptimConfig
+from cir_jax.exits import RunError
 from cir_jax.train.checkpoint import Place
 
 # Until a directory that one process has made is seen by the others: file systems keep a while that
@@ -100,6 +101,21 @@ def score(cfg: CheckpointConfig, run_dir: Path, phase: str, step: int) -> float 
         return found[-1] if found and lines[-1]["kind"] == "eval" else None
     rewards = [r["reward"] for r in lines if r["kind"] == "rl"][-cfg.every :]
     return sum(rewards) / len(rewards) if rewards else None
+
+
+def check_may_begin(cfg: Config, run_dir: Path) -> None:
+    """Of a run without a checkpoint: RunError if it has more steps than any has before its first.
+
+    Then its checkpoints are elsewhere, and to begin anew would lose what there is of it.
+    """
+    steps = hosts.of_first("steps without a checkpoint", lambda: metrics.num_steps(run_dir))
+    if steps > cfg.checkpoint.every * cfg.checkpoint.max_failures:
+        raise RunError(
+            f"{run_dir} has {steps} RL steps, but there is no checkpoint in "
+            f"{cfg.checkpoint.dir or run_dir / 'checkpoints'}: if its store is not mounted, mount "
+            "it; to begin anew, take another run_dir",
+            exits.DATA,
+        )
 
 
 def find_run_dir(cfg: Config) -> Path:
