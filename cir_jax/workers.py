@@ -43,6 +43,10 @@ _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import {module} as m; m.ma
 logger = logging.getLogger(__name__)
 
 
+class PoolError(RuntimeError):
+    """The pool has failed: the machine does not let it start its workers; or it is closed."""
+
+
 class TryAgain(Exception):
     """Raised by `decode`: the job deserves a second attempt.
 
@@ -220,12 +224,12 @@ class WorkerPool(Generic[Result]):
     ) -> Future[Result]:
         """Queues a job: JSON values, and bytes for a memory file.
 
-        The future raises RuntimeError if the pool itself fails.
+        The future raises PoolError if the pool itself fails.
         """
         future: Future[Result] = Future()
         with self._lock:
             if self._closing or self._broken:
-                raise RuntimeError(self._broken or "the pool is closed")
+                raise PoolError(self._broken or "the pool is closed")
             self._next_id += 1
             message = encode({"id": self._next_id, "job": job})
             limit_s = self._timeout_s if timeout_s is None else timeout_s
@@ -249,12 +253,12 @@ class WorkerPool(Generic[Result]):
 
         Raises:
           TimeoutError: they are not by then.
-          RuntimeError: the pool itself has failed.
+          PoolError: the pool itself has failed.
         """
 
         def is_ready() -> bool:
             if self._closing or self._broken:
-                raise RuntimeError(self._broken or "the pool is closed")
+                raise PoolError(self._broken or "the pool is closed")
             return sum(w.info is not None for w in self._workers) >= self._num_processes
 
         with self._news:
@@ -262,7 +266,7 @@ class WorkerPool(Generic[Result]):
                 raise TimeoutError(f"not all workers are ready after {timeout_s} s")
 
     def close(self) -> None:
-        """Kills the workers; jobs without an answer get a RuntimeError. May be called twice."""
+        """Kills the workers; jobs without an answer get a PoolError. May be called twice."""
         with self._lock:
             self._closing = True
         self._wake()
@@ -528,7 +532,7 @@ class WorkerPool(Generic[Result]):
         for job in jobs:
             job.close_files()
             if job.future.running() or job.future.set_running_or_notify_cancel():
-                job.future.set_exception(RuntimeError(message))
+                job.future.set_exception(PoolError(message))
 
     def _shut_down(self) -> None:
         self._give_up(self._broken or "the pool is closed")

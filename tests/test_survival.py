@@ -23,8 +23,9 @@ from cir_jax.sandbox.store import Store
 from cir_jax.train import resume, trace
 from cir_jax.train.checkpoint import Place
 from cir_jax.train.gates import Gates, Paused
-from cir_jax.train.stopping import Stopper
+from cir_jax.train.stopping import Stopper, exit_code
 from cir_jax.watchdog import Watchdog
+from cir_jax.workers import PoolError
 
 ROOT = Path(__file__).parent.parent
 RL = Place("rl", 5)
@@ -311,6 +312,11 @@ def test_sigterm_and_ctrl_c_outside_of_what_may_be_dropped():
     with stopper.listening():
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopper.signum == signal.SIGTERM
+
+
+def test_a_machine_that_lets_no_worker_start_is_tried_again():
+    assert exit_code(PoolError("3 times in a row")) == exits.AGAIN
+    assert exit_code(RuntimeError("a fault of the program's")) is None
 
 
 def test_a_job_outlasts_whoever_reads_its_output():

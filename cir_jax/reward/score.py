@@ -65,7 +65,7 @@ class Grader:
         Args:
           segments: the stretches of text that the model wrote, in order, without tool output.
 
-        Returns: a future that raises RuntimeError if no worker can be started.
+        Returns: a future that raises workers.PoolError if no worker can be started.
         """
         answer = self._answer(problem, segments)
         if answer is None:

@@ -94,7 +94,7 @@ class Engine:
 
         A token depends on (seed, phase, step, index of the problem, sample, position) and the
         weights alone, and so does the seed of each program (sharing.py); wall-clock limits, where
-        a row hits one, end it wherever it is. Raises RuntimeError if the sandbox itself fails.
+        a row hits one, end it wherever it is. Raises workers.PoolError if the sandbox itself fails.
         What `on_tokens` raises, or a KeyboardInterrupt, leaves the engine as it was; programs that
         run then go on in the sandbox.
         """

@@ -113,7 +113,7 @@ class Sandbox:
     def submit(self, code: str, *, seed: int = 0) -> Future[ExecResult]:
         """Queues a program. `seed` is for its random numbers.
 
-        The future raises RuntimeError if no worker can be started.
+        The future raises workers.PoolError if no worker can be started.
         """
         return self._tally.watch(self._queue(code, seed))
 

@@ -18,6 +18,7 @@ from cir_jax import exits, hosts
 from cir_jax.config import ConfigError
 from cir_jax.exits import Interrupted, RunError
 from cir_jax.sandbox.errors import SandboxError
+from cir_jax.workers import PoolError
 
 _AT_ONCE = (signal.SIGTERM, signal.SIGHUP)
 
@@ -93,6 +94,8 @@ def exit_code(error: BaseException) -> int | None:
         return 128 + error.signum
     if isinstance(error, KeyboardInterrupt):
         return exits.INTERRUPTED
+    if isinstance(error, PoolError):
+        return exits.AGAIN
     if isinstance(error, OSError):
         error = exits.storage_error(error)
     return error.code if isinstance(error, RunError) else None
