@@ -154,7 +154,7 @@ class MetricsWriter:
             path = self._dir / name
             if path.exists():
                 with open(path, "r+b") as file:
-                    file.truncate(size)
+                    file.truncate(min(size, path.stat().st_size))
 
 
 def synced_size(path: Path) -> int:

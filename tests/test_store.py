@@ -198,13 +198,28 @@ def test_figures_are_of_the_programs_since_the_last(monkeypatch):
         assert store.figures().keys() == figures.keys()
 
 
+def test_nothing_is_written_before_the_first_program(tmp_path):
+    """A run that goes on where its record is not cannot be told apart from one that lost it."""
+    path = tmp_path / PROGRAMS
+    with Store(Fake(echo), path, recheck_share=0.0) as store:
+        assert store.size() == path.stat().st_size == 0
+        store.submit("a").result()
+        store.truncate(0)
+        store.submit("b").result()
+        assert ["settings" in line for line in lines(path)] == [True, False]
+    path.unlink()
+    Store(Fake(echo), path, recheck_share=0.0).close()
+    assert ["settings" in line for line in lines(path)] == [True]  # to be replayed, too
+
+
 def test_a_full_disk_ends_the_run():
     path = stores.Path("/dev/full")
     if not path.exists():
         pytest.skip("no /dev/full")
     with Store(Fake(echo), path, recheck_share=0.0) as store:
+        store.submit("a").result()
         with pytest.raises(RunError, match="/dev/full: .*No space left"):
-            store.submit("a")
+            store.submit("b")
 
 
 def test_a_sandboxs_programs_are_replayed_without_one(tmp_path, monkeypatch):

@@ -132,6 +132,11 @@ def test_files_are_cut_never_stretched(tmp_path):
     (tmp_path / metrics.METRICS).unlink()
     assert resume.shorter(tmp_path, sizes) == ""
     assert "begun anew: metrics.jsonl" in resume.missing(tmp_path, sizes)
+    (tmp_path / metrics.METRICS).touch()
+    assert resume.shorter(tmp_path, sizes) == ""
+    assert "begun anew: metrics.jsonl" in resume.missing(tmp_path, sizes)
+    writer.truncate(sizes)
+    assert (tmp_path / metrics.METRICS).read_bytes() == b""
 
 
 def test_chain_sees_a_changed_line(tmp_path):

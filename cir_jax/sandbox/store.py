@@ -65,7 +65,9 @@ class Store:
         self._unwritten: set[Future[ExecResult]] = set()
         if self._file is not None and os.fstat(self._file).st_size:
             os.write(self._file, b"\n")  # a killed run may not have finished its last line
-        self._write({"settings": self._settings})
+        # Not before there is something to write, or a run that goes on without its record would
+        # seem to have lost most of it.
+        self._says_settings = False
 
     def submit(self, code: str, *, seed: int = 0) -> Future[ExecResult]:
         """As the executor's.
@@ -110,7 +112,8 @@ class Store:
         """Drops what was recorded after the record had this size."""
         if self._file is not None and os.fstat(self._file).st_size > size:
             os.ftruncate(self._file, size)
-            self._write({"settings": self._settings})
+            with self._lock:
+                self._says_settings = False
 
     def _keep(self, code: str, seed: int, done: Future[ExecResult], started: float) -> None:
         if (result := result_of(done)) is None:
@@ -139,9 +142,12 @@ class Store:
         if differs:
             self._write({"again": key} | said)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line).encode() + b"\n"
+    def _write(self, *lines: dict[str, Any]) -> None:
         with self._lock:
+            if not self._says_settings:
+                self._says_settings = True
+                lines = ({"settings": self._settings}, *lines)
+            data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
             try:
                 while self._file is not None and data:
                     data = data[os.write(self._file, data) :]
@@ -165,6 +171,7 @@ class Store:
     def close(self) -> None:
         """Ends all programs. May be called twice."""
         self._executor.close()
+        self._write()
         with self._lock:
             if self._file is not None:
                 os.close(self._file)

@@ -72,9 +72,9 @@ def check_keys(cfg: Config) -> None:
 
 
 def missing(run_dir: Path, sizes: Mapping[str, int]) -> str:
-    """Which of a run's growing files are not there, though they were at a checkpoint, in words: a
-    run may go on on another machine."""
-    names = [name for name, size in sizes.items() if size and not (run_dir / name).exists()]
+    """Which of a run's growing files are not there, or empty, though they were not at a checkpoint,
+    in words: a run may go on on another machine."""
+    names = [name for name, size in sizes.items() if size and not _size(run_dir / name)]
     return f"not in {run_dir}, and begun anew: {', '.join(names)}" if names else ""
 
 
@@ -83,12 +83,16 @@ def shorter(run_dir: Path, sizes: Mapping[str, int]) -> str:
 
     One that is not there at all does not count (see `missing`).
     """
-    found = {name: (run_dir / name).stat().st_size for name in sizes if (run_dir / name).exists()}
+    found = {name: _size(run_dir / name) for name in sizes}
     return "; ".join(
         f"{name} has {size} bytes, and had {sizes[name]} then"
         for name, size in found.items()
-        if size < sizes[name]
+        if 0 < size < sizes[name]
     )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def score(cfg: CheckpointConfig, run_dir: Path, phase: str, step: int) -> float | None:
