@@ -219,6 +219,30 @@ def lose_item(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "state")
 
 
+def directory_lost(bench: Bench) -> Outcome:
+    """As on a machine that was made anew: checkpoints are in a store, all else is gone."""
+    run_dir, store = bench.new_dir(), bench.new_dir()
+    where = f"checkpoint.dir={str(store)!r}"
+    job = bench.start(run_dir, where)
+    job.until(lambda: job.num_steps >= 5)
+    job.signal(signal.SIGKILL)
+    first = job.end()
+    shutil.rmtree(run_dir)
+    second = bench.run(run_dir, where)
+    resumed = second.resumed or 0
+    seen = f"ended after step {first.num_steps}, went on from {resumed}"
+    out = Outcome(run_dir, seen, [first.code, second.code], first.num_steps - resumed)
+    own, other = (
+        {r["step"]: r["params_digest"] for r in metrics.read(d) if r["kind"] == "rl"}
+        for d in (run_dir, bench.baseline)
+    )
+    expected = {step: params for step, params in other.items() if step > resumed}
+    if (first.code, second.code) != (KILLED, 0) or own != expected:
+        out.wrong.append(f"parameters differ from the undisturbed run's, or none: {tail(second)}")
+    bound(out, bench, 2)
+    return out
+
+
 def store_gone(bench: Bench) -> Outcome:
     """As a bucket that is not mounted looks."""
     run_dir = bench.new_dir()
@@ -360,6 +384,7 @@ FAULTS = (
     Fault("empty checkpoint", _BEFORE, _damaged(empty)),
     Fault("checkpoint without an item", _BEFORE, _damaged(lose_item)),
     Fault("no sound checkpoint", f"{exits.DATA}, nothing is deleted", none_sound),
+    Fault("run directory lost", "-9; same parameters from the store's checkpoints", directory_lost),
     Fault("checkpoints gone", f"{exits.DATA}, nothing is lost", store_gone),
     Fault("disk full", f"{exits.IO}; with space again: {_SAME}", disk_full),
     Fault("read-only disk", f"{exits.IO}; writable again: {_SAME}", read_only),
