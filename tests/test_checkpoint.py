@@ -82,6 +82,23 @@ def copy(saved, tmp_path):
     return tmp_path / "run"
 
 
+def test_the_next_update_has_a_saved_states_memory(tmp_path):
+    """And what is saved is the state as it was."""
+    checkpoints = opened(tmp_path)
+    update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state, saved_states = jax.tree.map(jnp.copy, state_of(1)), {}
+    for step in range(3):
+        saved_states[step] = jax.tree.map(lambda x: np.array(x), state)
+        places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+        checkpoints.save(state, Place("rl", step))
+        state = update(state)
+        assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)] == places
+    checkpoints.close()
+    for step, expected in saved_states.items():
+        reader = Checkpoints(tmp_path, CheckpointConfig())  # drops nothing
+        assert_same(reader.restore(target(state), step=step).state, expected)
+
+
 def step_dir(folder, step):
     return folder / "checkpoints" / str(step)
 
