@@ -58,7 +58,7 @@ def test_what_stays_behind_is_found(tmp_path):
         "import subprocess, sys, pathlib\n"
         "from cir_jax.drill import bench as benches\n"
         "from cir_jax.drill.bench import Bench\n"
-        "benches._ORPHANS_GONE_S = 0.3\n"
+        "benches._ORPHANS_GONE_S = 1.5\n"
         "benches.adopt_orphans()\n"
         "subprocess.run(['sh', '-c', 'setsid sleep 61 >/dev/null 2>&1 &'], check=True)\n"
         "bench = Bench.__new__(Bench)\n"

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "cir_jax"
 
 BASE = {"config", "records", "metrics", "tokenizer", "mesh", "masked"}
 BASE |= {"workers", "starting", "channel", "prctl", "prompts", "exits", "watchdog"}
-BASE |= {"hosts", "peers", "sinks", "jitted"}
+BASE |= {"hosts", "peers", "sinks", "jitted", "output"}
 STAGES = {"data", "models", "sandbox", "reward", "rl"}
 # Layer (a folder, or a file of the package's top) -> layers it may import, besides its own.
 ALLOWED = (

@@ -134,10 +134,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(first, tmp_path, monkeypat
     """A stop asked for at the first step of a phase; the same command then goes on."""
     save_if_due = loop.Run.save_if_due
 
-    def signalled(self, state, phase, step, critic=None):
+    def signalled(self, state, phase, step, critic=None, **options):
         if phase == stop_at:
             self.stopper.signum = signal.SIGINT
-        save_if_due(self, state, phase, step, critic)
+        save_if_due(self, state, phase, step, critic, **options)
 
     monkeypatch.setattr(loop.Run, "save_if_due", signalled)
     run_dir = tmp_path / "run"
@@ -175,10 +175,10 @@ def test_a_run_of_all_switches_resumes(tmp_path, monkeypatch):
     assert all(r["rounds"] == 2 and r["ref_kl"] > 0 and r["critic/loss"] > 0 for r in lines)
     save_if_due = loop.Run.save_if_due
 
-    def signalled(self, state, phase, step, critic=None):
+    def signalled(self, state, phase, step, critic=None, **options):
         if phase == "rl":
             self.stopper.signum = signal.SIGINT
-        save_if_due(self, state, phase, step, critic)
+        save_if_due(self, state, phase, step, critic, **options)
 
     monkeypatch.setattr(loop.Run, "save_if_due", signalled)
     with pytest.raises(stopping.Interrupted):
