@@ -49,15 +49,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.requests.append((self.path, request))
-            server.num_active += 1
-            server.most_active = max(server.most_active, server.num_active)
         try:
             server.answer(self, request)
         except (ConnectionError, TimeoutError):
             pass  # hung up
-        finally:
-            with server.lock:
-                server.num_active -= 1
 
     def reply(self, status, body):
         self.send_response(status)
@@ -75,7 +70,6 @@ def serving(answer):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads, server.block_on_close = True, False
         server.lock, server.requests = threading.Lock(), []
-        server.num_active = server.most_active = 0
         server.answer = answer
         server.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -475,14 +469,21 @@ def test_a_service_without_the_libraries(quick):
 
 
 def test_requests_in_flight_are_bounded(quick):
+    active, most, lock = [], [], threading.Lock()
+
     def slow(handler):
+        with lock:
+            active.append(handler)
+            most.append(len(active))
         time.sleep(0.1)
+        with lock:
+            active.remove(handler)  # before its reply, on which the next may come
         handler.reply(200, WELL)
 
     with serving(in_turn(slow)) as server, quick(server.url, max_requests=3) as sandbox:
         futures = [sandbox.submit("1") for _ in range(9)]
         assert [f.result(60).status for f in futures] == ["ok"] * 9
-        assert server.most_active == 3
+        assert max(most) == 3
 
 
 def test_a_cancelled_program_is_not_sent(quick):
@@ -498,7 +499,7 @@ def test_closing_gives_up_what_is_under_way(quick):
     with serving(in_turn(hang)) as server:
         sandbox = quick(server.url, grace_s=100)
         futures = [sandbox.submit("1") for _ in range(5)]
-        while server.num_active < 2:
+        while len(server.requests) < 2:
             time.sleep(0.01)
         started = time.monotonic()
         sandbox.close()
