@@ -26,7 +26,7 @@ def cloud(tmp_path):
     cloud.end()
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not come about"
