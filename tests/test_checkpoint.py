@@ -109,6 +109,28 @@ def payload(folder):
     return max(files, key=lambda p: p.stat().st_size)
 
 
+def is_in_memory(path):
+    """Whether the system can give a file's first bytes without its disk."""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+        except BlockingIOError:
+            return False
+        except (AttributeError, OSError) as error:
+            pytest.skip(f"this system does not say what is in memory: {error}")
+
+
+def test_the_next_checkpoint_has_the_memory_of_the_files_before(tmp_path):
+    checkpoints = opened(tmp_path)
+    checkpoints.save(state_of(1), Place("rl", 1), wait=True)
+    first = payload(step_dir(tmp_path, 1))
+    before = is_in_memory(first)
+    checkpoints.save(state_of(2), Place("rl", 2), wait=True)
+    after = is_in_memory(first), is_in_memory(payload(step_dir(tmp_path, 2)))
+    checkpoints.close()
+    assert (before, after) == (True, (False, True))
+
+
 def flip_bits(path, at, bit):
     data = bytearray(path.read_bytes())
     data[at] ^= 1 << bit

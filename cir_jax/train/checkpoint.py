@@ -7,7 +7,6 @@ anything is wrong, the checkpoint before is taken.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
@@ -18,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 
 import absl.logging
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -26,7 +24,7 @@ from cir_jax import exits, hosts
 from cir_jax.config import CheckpointConfig, ConfigError
 from cir_jax.exits import RunError
 from cir_jax.models import qwen
-from cir_jax.train import digest
+from cir_jax.train import digest, reuse
 from cir_jax.train.state import TrainState
 
 _RECORD = "record"
@@ -196,7 +194,10 @@ class Checkpoints:
         states = {"state": state} | ({} if critic is None else {"critic": critic})
         digests = {name: digest.leaf_digests(s._asdict()) for name, s in states.items()}
         record = Record(place, dict(config), digests, score)
-        states = self._apart(states)
+        if jax.default_backend() == "cpu":
+            # An accelerator's arrays are read by orbax before it returns; a CPU's are not.
+            states = self._copies = reuse.copied(states, self._copies)
+            reuse.uncache(Path(self.folder, str(self._number)))
         args = ocp.args.Composite(
             **{name: ocp.args.PyTreeSave(s._asdict()) for name, s in states.items()},
             **{_RECORD: ocp.args.JsonSave(record.to_json())},
@@ -213,17 +214,6 @@ class Checkpoints:
             if not wait or self._settle(wait=True):
                 return
             time.sleep(_PAUSE_S)
-
-    def _apart(self, states: dict[str, TrainState]) -> dict[str, TrainState]:
-        """States whose memory the next update does not want, as it does that of its own.
-
-        An accelerator's are read by orbax before a save returns. A CPU's are not: while they are
-        written an update would have to take new memory, and to touch it for the first time costs
-        more than all else. So copies are kept there, in memory that is used again.
-        """
-        if jax.default_backend() == "cpu":
-            states = self._copies = _copied(states, self._copies)
-        return states
 
     def check(self) -> None:
         """Notes a save that has failed meanwhile; RunError if it was one too many."""
@@ -404,22 +394,6 @@ class Checkpoints:
                 f"{self._reference}: the reference model is damaged: {error}", exits.DATA
             ) from error
         return restored["params"]
-
-
-def _copied(states: dict[str, TrainState], into: dict[str, TrainState]) -> dict[str, TrainState]:
-    """Args: into: copies of before, which are lost; where they fit, their memory is used."""
-    shapes, old_shapes = (jax.tree.map(lambda x: (x.shape, x.dtype), t) for t in (states, into))
-    return _copy_into(states, into) if shapes == old_shapes else _copy(states)
-
-
-@jax.jit
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
-
-
-@functools.partial(jax.jit, donate_argnums=1, keep_unused=True)
-def _copy_into(tree: Any, old: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
 
 
 def _arrays() -> ocp.PyTreeCheckpointHandler:
