@@ -11,7 +11,7 @@ USER = 2
 DATA = 65
 """No sound checkpoint: somebody has to look. BSD's EX_DATAERR."""
 IO = 74
-"""A disk or store that is full, read-only or failing. BSD's EX_IOERR."""
+"""A disk or store that is full, read-only, failing or gone. BSD's EX_IOERR."""
 AGAIN = 75
 """The machine's doing: the same command goes on. BSD's EX_TEMPFAIL."""
 GATE = 76
@@ -55,6 +55,8 @@ STORAGE_ERRORS = frozenset(
         errno.ESTALE,
         errno.ENOTCONN,
         errno.EFBIG,
+        errno.ENOENT,
+        errno.ENOTDIR,
     )
 )
 

@@ -311,6 +311,19 @@ def read_only(bench: Bench) -> Outcome:
     return _goes_on(bench, first, run_dir, exits.IO, saves_lost=4)
 
 
+def directory_gone(bench: Bench) -> Outcome:
+    """As when the disk that it is on is unmounted for a while."""
+    run_dir = bench.new_dir()
+    away = run_dir.with_name(f"{run_dir.name}_away")
+    job = bench.start(run_dir)
+    job.until(lambda: len(benches.checkpoints(run_dir)) >= 2)
+    run_dir.rename(away)
+    first = job.end()
+    shutil.rmtree(run_dir, ignore_errors=True)
+    away.rename(run_dir)
+    return _goes_on(bench, first, run_dir, exits.IO, saves_lost=4)
+
+
 def _injected(name: str, *, same: bool = True) -> Callable[[Bench], Outcome]:
     def try_it(bench: Bench) -> Outcome:
         run_dir = bench.new_dir()
@@ -388,6 +401,7 @@ FAULTS = (
     Fault("checkpoints gone", f"{exits.DATA}, nothing is lost", store_gone),
     Fault("disk full", f"{exits.IO}; with space again: {_SAME}", disk_full),
     Fault("read-only disk", f"{exits.IO}; writable again: {_SAME}", read_only),
+    Fault("run directory unmounted", f"{exits.IO}; there again: {_SAME}", directory_gone),
     Fault("store fails twice", f"0, {_SAME}", _injected("store_fails_twice")),
     Fault(
         "store fails", f"{exits.IO}; resumed: {_SAME}", _ends("store_fails", exits.IO, saves_lost=4)
