@@ -288,7 +288,7 @@ def disk_full(bench: Bench) -> Outcome:
     with _mounted(disk, "size=200m"):
         run_dir, filler = disk / "run", disk / "filler"
         job = bench.start(run_dir)
-        job.until(lambda: job.num_steps >= 2)
+        job.until(lambda: len(benches.checkpoints(run_dir)) >= 2)
         with open(filler, "wb", buffering=0) as file:
             for size in (2**20, 1):
                 with contextlib.suppress(OSError):
@@ -318,9 +318,10 @@ def directory_gone(bench: Bench) -> Outcome:
     job = bench.start(run_dir)
     job.until(lambda: len(benches.checkpoints(run_dir)) >= 2)
     run_dir.rename(away)
-    first = job.end()
+    ended = job.end()
     shutil.rmtree(run_dir, ignore_errors=True)
     away.rename(run_dir)
+    first = dataclasses.replace(ended, num_steps=job.num_steps)
     return _goes_on(bench, first, run_dir, exits.IO, saves_lost=4)
 
 
