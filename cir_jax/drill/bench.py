@@ -247,11 +247,19 @@ def _orphans() -> list[int]:
             pass
     except ChildProcessError:
         pass
-    return [pid for pid in descendants(os.getpid()) if _command(pid)]
+    return [pid for pid in descendants(os.getpid()) if not _has_ended(pid)]
+
+
+def _has_ended(pid: int) -> bool:
+    """Also of one that nobody has waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def _command(pid: int) -> str:
-    """ "" of one that has ended."""
+    """ "" of one that has ended, or is about to run another program."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except OSError:
