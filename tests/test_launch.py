@@ -328,7 +328,6 @@ def test_preempted_programs_are_not_restarted_here(cloud):
 
 def test_nothing_of_a_program_is_left(cloud):
     program = "setsid sleep 777 & (setsid nohup sleep 778 &) ; sleep 0.1"
-    subprocess.run(["true"])
     cloud.env["FAKE_VM"] = f"{cloud.dir}/"
     os.environ["FAKE_VM"] = f"{cloud.dir}/"
     try:
@@ -436,9 +435,9 @@ def test_the_end_of_its_time_ends_the_slice(tmp_path):
         done = watch(cloud, "sleep", "1000", code=75, options=["--ttl=2s"])
         assert "its time" in done.stderr and not cloud.slices()
         assert not cloud.processes("sleep")
+        deletes = len(cloud.calls("delete"))
         cloud.run("create", *REQUEST, "--ttl=2s")
         cloud.run("setup", *SLICE, *WITH)
-        deletes = len(cloud.calls("delete"))
         until(lambda: len(cloud.calls("delete")) > deletes)
     finally:
         cloud.end()
