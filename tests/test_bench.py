@@ -173,6 +173,15 @@ def test_bench_decode_against_transformers():
     assert ratio["tokens_per_s"] == pytest.approx(ours["tokens_per_s"] / theirs["tokens_per_s"])
 
 
+@pytest.mark.slow
+def test_bench_save():
+    (line,) = bench("save", "--batch", "1", "--length", "32", "--updates", "1", "--rounds", "2")
+    assert line["state_bytes"] > 12 * 108e6  # parameters and two moments, float32
+    assert line["step_share"] == pytest.approx(line["save_s"] / line["step_s"])
+    assert 0 < line["digest_s"] < line["step_s"] and line["step_sd_s"] > 0
+    assert 0 < line["blocked_s"] < line["step_s"] + line["save_s"]
+
+
 def test_an_unknown_preset_is_one_line(capsys):
     assert cli.main(["bench", "update", "--preset", "bensh"]) == cli.EXIT_CONFIG
     assert capsys.readouterr().err == "cir-jax: preset='bensh': unknown; nearest: bench\n"

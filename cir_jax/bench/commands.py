@@ -149,18 +149,15 @@ def _add_save(benches) -> None:
     save = benches.add_parser(
         "save",
         help="checkpoints beside steps",
-        description="Measures by how much longer steps take when a checkpoint is saved among them, "
-        "and the digest of the parameters that each step writes down. A step here is its updates "
-        "alone. Prints one line of JSON.",
+        description="Measures by how much longer a step takes when a checkpoint is saved at its "
+        "beginning, and the digest of the parameters that each step writes down. A step here is "
+        "its updates alone. Prints one line of JSON.",
     )
     save.add_argument("--preset", default="bench", help="model (default: bench)")
     save.add_argument("--batch", type=positive, default=4, help="rows (default: 4)")
     save.add_argument("--length", type=positive, default=512, help="tokens a row (default: 512)")
     save.add_argument("--updates", type=positive, default=2, help="of a step (default: 2, CIR's)")
-    save.add_argument(
-        "--every", type=positive, default=3, help="steps from one save to the next (default: 3)"
-    )
-    save.add_argument("--rounds", type=positive, default=2, help="measurements (default: 2)")
+    save.add_argument("--rounds", type=positive, default=6, help="measurements (default: 6)")
     save.set_defaults(run=_bench_save)
 
 
@@ -172,7 +169,6 @@ def _bench_save(args: argparse.Namespace) -> int:
         batch=args.batch,
         length=args.length,
         updates=args.updates,
-        every=args.every,
         rounds=args.rounds,
     )
     return 0

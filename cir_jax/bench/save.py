@@ -26,14 +26,18 @@ from cir_jax.train.digest import params_digest
 from cir_jax.train.state import init_params, init_state, make_optimizer
 from cir_jax.train.step import Given, make_update, rl_loss_fn
 
+_WARM = 2
+"""Saves before the measurement: the first makes the copies and, as the second, new files."""
 
-def bench_save(*, model: str, batch: int, length: int, updates: int, every: int, rounds: int):
+
+def bench_save(*, model: str, batch: int, length: int, updates: int, rounds: int):
     """Prints one line of JSON.
 
     A step is `updates` updates of batch x length tokens, without its rollouts: less than a real
-    one. Rounds of `every` steps take turns: in one a checkpoint is saved after the first step,
-    as it is in a run (its writing goes on in the background), in the other none is.
-    save_s: by how much longer the first kind of round is. blocked_s: how long the call takes.
+    one. Steps take turns, `rounds` of each kind: in one a checkpoint is saved at the beginning, and
+    if its writing in the background outlasts the step it is waited for; in the other none is.
+    save_s: by how much longer the first kind is; it is not known better than to step_sd_s, the
+    standard deviation of the other kind's seconds. blocked_s: how long the call takes.
     step_share: save_s by the seconds of a step. digest_s: of the parameters' digest, each step.
     """
     try:
@@ -51,40 +55,39 @@ def bench_save(*, model: str, batch: int, length: int, updates: int, every: int,
     )
     one = jnp.int32(1), jnp.float32(1.0)
     folder = Path(tempfile.mkdtemp(prefix="cir_jax_bench_"))
-    checkpoints = Checkpoints(folder, CheckpointConfig(keep=1, keep_best=0), writes=True)
-    seconds: dict[str, list[float]] = {"step": [], "digest": [], "blocked": [], True: [], False: []}
+    checkpoints = Checkpoints(
+        folder, CheckpointConfig(keep=1, keep_best=0, max_failures=1), writes=True
+    )
+    seconds: dict[str, list[float]] = {"plain": [], "saving": [], "blocked": [], "digest": []}
 
-    def run(step: int, saves: bool) -> None:
+    def run(kind: str, number: int) -> None:
         nonlocal state
         began = time.perf_counter()
-        for i in range(every):
-            start = time.perf_counter()
-            for _ in range(updates):
-                state, _ = update(state, rows, Given(), *one)
-            jax.block_until_ready(state)
-            updated = time.perf_counter()
-            params_digest(state.params)
-            digested = time.perf_counter()
-            if saves and i == 0:
-                checkpoints.save(state, Place("rl", step))
-                seconds["blocked"].append(time.perf_counter() - digested)
-            elif not saves:
-                seconds["step"].append(updated - start)
-                seconds["digest"].append(digested - updated)
-        seconds[saves].append(time.perf_counter() - began)
+        if kind == "saving":
+            checkpoints.save(state, Place("rl", number))
+            seconds["blocked"].append(time.perf_counter() - began)
+        for _ in range(updates):
+            state, _ = update(state, rows, Given(), *one)
+        jax.block_until_ready(state)
+        updated = time.perf_counter()
+        params_digest(state.params)
+        seconds["digest"].append(time.perf_counter() - updated)
+        checkpoints.settle(wait=True)
+        seconds[kind].append(time.perf_counter() - began)
 
     try:
-        run(0, True)
+        for _ in range(_WARM):
+            run("saving", 0)
         for times in seconds.values():
             times.clear()
-        for step in range(1, rounds + 1):
-            run(step, False)
-            run(step, True)
+        for number in range(1, rounds + 1):
+            run("plain", number)
+            run("saving", number)
         checkpoints.close()
     finally:
         shutil.rmtree(folder)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    save_s = middle[True] - middle[False]
+    save_s = middle["saving"] - middle["plain"]
     print(
         json.dumps(
             {
@@ -93,15 +96,15 @@ def bench_save(*, model: str, batch: int, length: int, updates: int, every: int,
                 "batch": batch,
                 "length": length,
                 "updates": updates,
-                "every": every,
+                "rounds": rounds,
                 "state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
-                "step_s": middle["step"],
+                "step_s": middle["plain"],
+                "step_sd_s": statistics.stdev(seconds["plain"]) if rounds > 1 else None,
                 "save_s": save_s,
                 "blocked_s": middle["blocked"],
-                "step_share": save_s / middle["step"],
-                "run_share": save_s / middle[False],
+                "step_share": save_s / middle["plain"],
                 "digest_s": middle["digest"],
-                "digest_share": middle["digest"] / middle["step"],
+                "digest_share": middle["digest"] / middle["plain"],
             }
         )
     )

@@ -190,7 +190,7 @@ class Checkpoints:
         One that fails is noted, and the run goes on without; RunError after
         checkpoint.max_failures in a row. wait: until it is there, trying so often.
         """
-        self._settle()
+        self.settle()
         states = {"state": state} | ({} if critic is None else {"critic": critic})
         digests = {name: digest.leaf_digests(s._asdict()) for name, s in states.items()}
         record = Record(place, dict(config), digests, score)
@@ -211,16 +211,11 @@ class Checkpoints:
                 self._is_pending = True
             else:
                 self._fail(error)
-            if not wait or self._settle(wait=True):
+            if not wait or self.settle(wait=True):
                 return
             time.sleep(_PAUSE_S)
 
-    def check(self) -> None:
-        """Notes a save that has failed meanwhile; RunError if it was one too many."""
-        if self._is_pending and (error := _together(self._manager.check_for_errors)):
-            self._fail(error)
-
-    def _settle(self, wait: bool = False) -> bool:
+    def settle(self, wait: bool = False) -> bool:
         """Waits for a save under way. Returns whether the last one is there."""
         if not self._is_pending:
             return not wait
@@ -229,6 +224,11 @@ class Checkpoints:
             return False
         self._is_pending, self._failures = False, 0
         return True
+
+    def check(self) -> None:
+        """Notes a save that has failed meanwhile; RunError if it was one too many."""
+        if self._is_pending and (error := _together(self._manager.check_for_errors)):
+            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         """Of whatever kind: orbax, its threads and its stores have errors of their own."""
