@@ -61,8 +61,11 @@ def test_what_stays_behind_is_found(tmp_path):
         "benches._ORPHANS_GONE_S = 1.5\n"
         "benches.adopt_orphans()\n"
         "subprocess.run(['sh', '-c', 'setsid sleep 61 >/dev/null 2>&1 &'], check=True)\n"
-        "bench = Bench.__new__(Bench)\n"
         "run = pathlib.Path(sys.argv[1])\n"
+        # One without a command line, as one has that is about to run another program.
+        "nameless = 'mkfifo f; (exec -a \"\" cat <>f >/dev/null 2>&1 &)'\n"
+        "subprocess.run(['bash', '-c', nameless], cwd=run, check=True)\n"
+        "bench = Bench.__new__(Bench)\n"
         "bench.scratch = run\n"
         "(run / 'temp').mkdir()\n"
         "(run / 'temp/lost').touch()\n"
@@ -75,7 +78,8 @@ def test_what_stays_behind_is_found(tmp_path):
     )
     before, after = done.stdout.split("then")
     assert "sleep 61" in before and "config.json.tmp" in before and "temp/lost" in before
-    assert "sleep 61" not in after and "temp/lost" not in after
+    assert before.count("process ") == 2
+    assert "process " not in after and "temp/lost" not in after
 
 
 def test_names_and_unknown_ones(capsys):

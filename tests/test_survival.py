@@ -1,5 +1,6 @@
 """What happens when something goes wrong: gates, watchdog, signals, other configs, other files."""
 
+import errno
 import os
 import shutil
 import signal
@@ -322,6 +323,13 @@ def test_sigterm_and_ctrl_c_outside_of_what_may_be_dropped():
 def test_a_machine_that_lets_no_worker_start_is_tried_again():
     assert exit_code(PoolError("3 times in a row")) == exits.AGAIN
     assert exit_code(RuntimeError("a fault of the program's")) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ENOENT, errno.ENOTDIR])
+def test_a_disk_that_is_full_or_gone_has_a_code(number):
+    error = OSError(number, os.strerror(number), "runs/a/metrics.jsonl")
+    assert exit_code(error) == exits.IO
+    assert str(exits.storage_error(error)).startswith("runs/a/metrics.jsonl: ")
 
 
 def test_a_job_outlasts_whoever_reads_its_output():
